@@ -1,0 +1,76 @@
+"""Where do objects live without Ray?
+
+In this process, in one `ObjectHost`, behind the same stubs: for unit tests, for trying a class out, and for programs
+that want durable objects and no cluster. Files, locks and semantics are those of the real thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from actors.runtime.call import Call, Reply
+from actors.runtime.clock import Clock
+from actors.runtime.host import HostSettings, ObjectHost
+from actors.runtime.lane import Lane
+from actors.runtime.namespace import Class, Namespace
+from actors.runtime.object import ClassSpec, DurableObject
+from actors.runtime.object_id import ObjectId
+from actors.runtime.slot import SlotLock, record_slots
+
+
+class LocalBackend:
+    """One host in this process that owns every slot of `data_dir`.
+
+    Raises:
+        SlotOwned: another process has the data directory.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        classes: Iterable[type[DurableObject]],
+        *,
+        settings: HostSettings | None = None,
+        clock: Clock | None = None,
+        lock_wait_s: float = 0.0,
+    ) -> None:
+        settings = settings or HostSettings()
+        record_slots(data_dir, settings.slots)
+        self._locks: list[SlotLock] = []
+        try:
+            for slot in range(settings.slots):
+                path = data_dir / "slots" / f"{slot:03d}.lock"
+                self._locks.append(SlotLock(path, "a process without Ray", wait_s=lock_wait_s))
+        except BaseException:
+            self._release()
+            raise
+        self._specs = {durable_class: ClassSpec(durable_class) for durable_class in classes}
+        self.host = ObjectHost(
+            name="local",
+            data_dir=data_dir,
+            classes=self._specs.values(),
+            owns=lambda _: True,
+            settings=settings,
+            clock=clock,
+        )
+        self._lane = Lane(self.host)
+
+    def namespace(self, durable_class: type[Class]) -> Namespace[Class]:
+        return Namespace(self, self._specs[durable_class])
+
+    async def send(self, object_id: ObjectId, call: Call) -> Reply:
+        return await self._lane.call(call)
+
+    def send_ref(self, object_id: ObjectId, call: Call) -> NoReturn:
+        raise TypeError("an ObjectRef needs Ray; await the method instead")
+
+    def close(self) -> None:
+        """Closes all files and gives up the slots. What was acknowledged is durable without it."""
+        self.host.close()
+        self._release()
+
+    def _release(self) -> None:
+        while self._locks:
+            self._locks.pop().release()

@@ -1,0 +1,395 @@
+"""How do objects live on a Ray cluster?
+
+Three kinds of named, detached, restarting actors, all of them made and found here and nowhere else:
+
+- `host-0` ... in the Ray namespace `mobula`: the pool's hosts, each owner of its share of the slots.
+- `tenant:name` in the Ray namespace of its class: the host of one dedicated object.
+- `control-<fingerprint>` in `mobula`: starts the pool, and starts, counts and ends dedicated hosts. No call of an
+  object passes through it.
+
+A restarted host locks its slots again before it runs anything. Ray never repeats a call by itself (`max_task_retries`
+is 0): the stub decides what is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+
+from actors.runtime import host
+from actors.runtime.call import Call, HostLost, HostRetired, Reply
+from actors.runtime.errors import ObjectOverloaded, SlotOwned
+from actors.runtime.lane import Lane
+from actors.runtime.namespace import Class, Namespace
+from actors.runtime.object import ClassSpec
+from actors.runtime.object_id import ObjectId
+from actors.runtime.placement import Cluster, Placement
+from actors.runtime.slot import ACQUIRE_WAIT_S, SlotLock, record_slots, slots_of
+
+logger = logging.getLogger("mobula.objects")
+
+NAMESPACE = "mobula"
+_CONTROL_PREFIX = "control-"
+#: Calls that one host works on at once; a parked call costs a coroutine.
+_HOST_CONCURRENCY = 4096
+#: For starting hosts, and for finding them again.
+START_TIMEOUT_S = 60.0
+#: Lanes of dedicated objects that a caller keeps, and ended dedicated hosts that the control actor remembers.
+_LANES_MAX = 10_000
+_RETIRED_REMEMBERED = 1_000
+_ACTOR_OPTIONS: dict[str, Any] = {
+    "lifetime": "detached",
+    "get_if_exists": True,
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "num_cpus": 0,
+}
+
+
+class ObjectHost(host.ObjectHost):
+    """The Ray actor around a host: takes the locks of its slots, then runs their objects.
+
+    While another process has one of the locks every call raises `SlotOwned`, and the next call tries again.
+    """
+
+    def __init__(self, cluster: Cluster, number: int, dedicated: ObjectId | None = None) -> None:
+        self._locks: list[SlotLock] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        slots = cluster.settings.slots
+        objects_dir = cluster.data_dir / "objects"
+        if dedicated is None:
+            mine = frozenset(slots_of(number, cluster.hosts, slots))
+            name = f"host-{number}"
+            self._lock_paths = [cluster.data_dir / "slots" / f"{slot:03d}.lock" for slot in sorted(mine)]
+        else:
+            name = str(dedicated)
+            self._lock_paths = [dedicated.path(objects_dir, slots).with_suffix(".lock")]
+        placement = Placement(cluster)
+
+        def owns(object_id: ObjectId) -> bool:
+            if dedicated is not None:
+                return object_id == dedicated
+            return object_id.slot(slots) in mine and not placement.is_dedicated(object_id)
+
+        super().__init__(
+            name=name, data_dir=cluster.data_dir, classes=cluster.specs, owns=owns, settings=cluster.settings
+        )
+        context = ray.get_runtime_context()
+        self._owner = f"{name} (Ray session {context.get_session_name()}, actor {context.get_actor_id()})"
+        self._is_dedicated = dedicated is not None
+        try:
+            self._take_slots(ACQUIRE_WAIT_S)
+        except SlotOwned as owned:
+            # Not raised: an actor whose constructor fails is dead for good, and the owner may be on its way out.
+            logger.error("host=%s cannot start: %s", name, owned)
+
+    def _take_slots(self, wait_s: float) -> None:
+        while len(self._locks) < len(self._lock_paths):
+            self._locks.append(SlotLock(self._lock_paths[len(self._locks)], self._owner, wait_s=wait_s))
+
+    async def batch(self, calls: list[Call]) -> list[Reply]:
+        self._before_call()
+        return await super().batch(calls)
+
+    async def call(self, call: Call) -> Any:
+        self._before_call()
+        return await super().call(call)
+
+    async def ready(self) -> str:
+        """The host's name, once it owns its slots."""
+        self._before_call()
+        return self.name
+
+    async def retire_if_idle(self, idle_for_s: float) -> bool:
+        """Ends a dedicated host that had no turn for so long. True once it refuses every call."""
+        if self.idle_for_s < idle_for_s or not self.retire():
+            return False
+        while self._locks:
+            self._locks.pop().release(remove=True)
+        return True
+
+    async def idleness_s(self) -> float:
+        return self.idle_for_s
+
+    def _before_call(self) -> None:
+        if len(self._locks) < len(self._lock_paths) and not self._retired:
+            self._take_slots(0.0)
+        if self._sweeper is None:
+            # Not in the constructor, which Ray runs outside the event loop.
+            self._sweeper = asyncio.get_running_loop().create_task(self.run())
+
+
+class Control:
+    """Starts the pool's hosts, and keeps the dedicated ones within their number."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        record_slots(cluster.data_dir, cluster.settings.slots)
+        self._cluster = cluster
+        self._dedicated: dict[ObjectId, ActorHandle] = {}
+        self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)
+        self._reaper: asyncio.Task[None] | None = None
+        self._making_room = asyncio.Lock()
+        mine = f"{_CONTROL_PREFIX}{cluster.fingerprint}"
+        if not ray.get_runtime_context().was_current_actor_reconstructed:
+            self._end_older_deployment(mine)
+        self._pool = [self._start_host(number) for number in range(cluster.hosts)]
+        for object_id in self._dedicated_found():
+            self._dedicated[object_id] = ray.get_actor(object_id.key, namespace=object_id.class_name)
+
+    def _end_older_deployment(self, mine: str) -> None:
+        """Hosts keep the code and settings that they started with. A new deployment replaces them."""
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            name, namespace = actor["name"], actor["namespace"]
+            ours = namespace == NAMESPACE and name.startswith((_CONTROL_PREFIX, "host-")) and name != mine
+            if ours or namespace in {spec.name for spec in self._cluster.specs}:
+                logger.info("ending %s of an older deployment", name)
+                ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+
+    def _dedicated_found(self) -> list[ObjectId]:
+        classes = {spec.name for spec in self._cluster.specs}
+        found = ray.util.list_named_actors(all_namespaces=True)
+        return [ObjectId.from_key(a["namespace"], a["name"]) for a in found if a["namespace"] in classes]
+
+    def _start_host(self, number: int, dedicated: ObjectId | None = None) -> ActorHandle:
+        options: dict[str, Any] = {**_ACTOR_OPTIONS, "max_concurrency": _HOST_CONCURRENCY}
+        if self._cluster.host_resource:
+            options["resources"] = {self._cluster.host_resource: 0.001}
+        if dedicated is None:
+            options |= {"name": f"host-{number}", "namespace": NAMESPACE}
+        else:
+            options |= {"name": dedicated.key, "namespace": dedicated.class_name}
+        return ray.remote(ObjectHost).options(**options).remote(self._cluster, number, dedicated)
+
+    async def cluster(self) -> Cluster:
+        return self._cluster
+
+    async def ready(self) -> None:
+        """Returns when every pool host owns its slots.
+
+        Raises:
+            SlotOwned: another process has one of them; says which.
+        """
+        await asyncio.gather(*[pool_host.ready.remote() for pool_host in self._pool])
+
+    async def dedicated(self, object_id: ObjectId) -> ActorHandle:
+        """The host of one dedicated object, started if need be.
+
+        Raises:
+            ObjectOverloaded: as many as may live are there, and none is idle.
+        """
+        if self._reaper is None:
+            self._reaper = asyncio.get_running_loop().create_task(self._reap())
+        async with self._making_room:
+            if object_id not in self._dedicated:
+                if len(self._dedicated) >= self._dedicated_max():
+                    await self._make_room(object_id)
+                self._dedicated[object_id] = self._start_host(0, object_id)
+            return self._dedicated[object_id]
+
+    async def was_retired(self, actor_id: str) -> bool:
+        """The host ended after it had refused what it did not run: whatever failed with it is safe to repeat."""
+        return actor_id in self._retired
+
+    def _dedicated_max(self) -> int:
+        resource = self._cluster.host_resource
+        nodes = [node for node in ray.nodes() if node["Alive"] and (not resource or resource in node["Resources"])]
+        return self._cluster.dedicated_max * max(1, len(nodes))
+
+    async def _make_room(self, newcomer: ObjectId) -> None:
+        """Ends the dedicated host that was idle for longest."""
+        asked = await self._ask_all(lambda handle: handle.idleness_s.remote())
+        for object_id, idle_s in sorted(asked, key=lambda pair: pair[1], reverse=True):
+            if idle_s > 0 and await self._retire(object_id, 0.0):
+                return
+        reason = f"{len(self._dedicated)} dedicated objects are busy"
+        raise ObjectOverloaded(str(newcomer), reason, self._cluster.settings.idle_after_s)
+
+    async def _reap(self) -> None:
+        idle_after_s = self._cluster.settings.idle_after_s
+        while True:
+            await asyncio.sleep(min(1.0, idle_after_s / 2))
+            for object_id, idle_s in await self._ask_all(lambda handle: handle.idleness_s.remote()):
+                if idle_s >= idle_after_s:
+                    async with self._making_room:
+                        await self._retire(object_id, idle_after_s)
+
+    async def _ask_all(self, ask: Callable[[ActorHandle], Awaitable[float]]) -> list[tuple[ObjectId, float]]:
+        async def one(object_id: ObjectId, handle: ActorHandle) -> tuple[ObjectId, float]:
+            try:
+                return object_id, await ask(handle)
+            except ActorDiedError:
+                self._dedicated.pop(object_id, None)  # ended by somebody else; the next call starts it again
+            except RayActorError:
+                pass  # restarting
+            return object_id, 0.0
+
+        return list(await asyncio.gather(*[one(*item) for item in list(self._dedicated.items())]))
+
+    async def _retire(self, object_id: ObjectId, idle_for_s: float) -> bool:
+        handle = self._dedicated.get(object_id)
+        if handle is None:
+            return True
+        try:
+            if not await handle.retire_if_idle.remote(idle_for_s):
+                return False
+        except RayActorError:
+            return False
+        self._retired.append(handle._actor_id.hex())
+        ray.kill(handle, no_restart=True)
+        del self._dedicated[object_id]
+        return True
+
+
+class _ActorLink:
+    """The way to one host actor; finds it, and finds it again after it died for good."""
+
+    def __init__(
+        self,
+        name: str,
+        find: Callable[[], Awaitable[ActorHandle]],
+        was_retired: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self._name = name
+        self._find = find
+        self._was_retired = was_retired
+        self._handle: ActorHandle | None = None
+
+    async def batch(self, calls: list[Call]) -> list[Reply]:
+        replies: list[Reply] = await self._send(lambda handle: handle.batch.remote(calls))
+        return replies
+
+    async def wait(self, ticket: str) -> Reply:
+        try:
+            reply: Reply = await self._send(lambda handle: handle.wait.remote(ticket))
+        except KeyError:
+            raise HostLost(self._name, "it was restarted while the call was under way") from None
+        return reply
+
+    async def _send(self, send: Callable[[ActorHandle], Awaitable[Any]]) -> Any:
+        handle = self._handle or await self._find()
+        self._handle = handle
+        try:
+            return await send(handle)
+        except ActorDiedError as died:
+            if self._handle is handle:
+                self._handle = None
+            if await self._was_retired(handle._actor_id.hex()):
+                raise HostRetired from died
+            raise HostLost(self._name, "its host ended") from died
+        except RayActorError as lost:
+            raise HostLost(self._name, "its host was lost and is restarting") from lost
+        except RayTaskError as failed:
+            # Ray raises a mixture of its own class and the cause's; callers get the cause itself.
+            raise failed.cause from None
+
+
+class RayBackend:
+    """Stubs for the objects of a running cluster. Belongs to one event loop."""
+
+    def __init__(self, control: ActorHandle, cluster: Cluster) -> None:
+        self._control = control
+        self._specs = {durable_class.__name__: ClassSpec(durable_class) for durable_class in cluster.classes}
+        self._placement = Placement(cluster)
+        self._pool = [Lane(self._pool_link(number)) for number in range(cluster.hosts)]
+        self._dedicated: OrderedDict[ObjectId, Lane] = OrderedDict()
+
+    def namespace(self, durable_class: type[Class]) -> Namespace[Class]:
+        """All objects of one class.
+
+        Raises:
+            KeyError: the cluster was started without this class.
+        """
+        return Namespace(self, self._specs[durable_class.__name__])
+
+    async def ready(self) -> None:
+        """Returns when every part of the pool can run objects. Raises what keeps it from it."""
+        try:
+            await self._control.ready.remote()
+        except RayTaskError as failed:
+            raise failed.cause from None
+
+    async def send(self, object_id: ObjectId, call: Call) -> Reply:
+        return await self._lane(object_id).call(call)
+
+    def send_ref(self, object_id: ObjectId, call: Call) -> ray.ObjectRef[Any]:
+        if self._placement.is_dedicated(object_id):
+            # Always asked anew: the one that served the last call may have ended since.
+            handle = ray.get(self._control.dedicated.remote(object_id), timeout=START_TIMEOUT_S)
+        else:
+            handle = ray.get_actor(f"host-{self._placement.pool_host(object_id)}", namespace=NAMESPACE)
+        reference: ray.ObjectRef[Any] = handle.call.remote(call)
+        return reference
+
+    def _lane(self, object_id: ObjectId) -> Lane:
+        if not self._placement.is_dedicated(object_id):
+            return self._pool[self._placement.pool_host(object_id)]
+        lane = self._dedicated.get(object_id)
+        if lane is None:
+            if len(self._dedicated) >= _LANES_MAX:
+                self._dedicated.popitem(last=False)
+            lane = self._dedicated[object_id] = Lane(self._dedicated_link(object_id))
+        self._dedicated.move_to_end(object_id)
+        return lane
+
+    def _pool_link(self, number: int) -> _ActorLink:
+        async def find() -> ActorHandle:
+            try:
+                return await asyncio.to_thread(ray.get_actor, f"host-{number}", namespace=NAMESPACE)
+            except ValueError as missing:
+                raise HostRetired from missing  # between two deployments; nothing was sent
+
+        return _ActorLink(f"host-{number}", find, self._was_retired)
+
+    def _dedicated_link(self, object_id: ObjectId) -> _ActorLink:
+        async def find() -> ActorHandle:
+            try:
+                return await self._control.dedicated.remote(object_id)
+            except RayTaskError as failed:
+                raise failed.cause from None
+            except RayActorError as restarting:
+                raise HostRetired from restarting  # it is the control actor that is away; nothing was sent
+
+        return _ActorLink(str(object_id), find, self._was_retired)
+
+    async def _was_retired(self, actor_id: str) -> bool:
+        try:
+            return bool(await self._control.was_retired.remote(actor_id))
+        except RayActorError:
+            return False
+
+
+def start(cluster: Cluster) -> RayBackend:
+    """Starts the hosts of `cluster` on the Ray cluster of this process, or joins them where they run already.
+
+    Any number of processes may call it at once with an equal `cluster`. A different one replaces the hosts.
+    """
+    name = f"{_CONTROL_PREFIX}{cluster.fingerprint}"
+    options: dict[str, Any] = {**_ACTOR_OPTIONS, "name": name, "namespace": NAMESPACE, "max_concurrency": 1000}
+    if cluster.host_resource:
+        options["resources"] = {cluster.host_resource: 0.001}
+    return RayBackend(ray.remote(Control).options(**options).remote(cluster), cluster)
+
+
+def connect(address: str = "auto") -> RayBackend:
+    """Stubs for objects that a running service hosts, from any process on its Ray cluster.
+
+    Args:
+        address: of the Ray cluster; used only if this process has not joined one yet.
+
+    Raises:
+        ConnectionError: no Ray cluster, or no objects are hosted on it.
+    """
+    if not ray.is_initialized():
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CONTROL_PREFIX):
+            control = ray.get_actor(actor["name"], namespace=NAMESPACE)
+            return RayBackend(control, ray.get(control.cluster.remote(), timeout=START_TIMEOUT_S))
+    raise ConnectionError("no durable objects are hosted on this Ray cluster; start the service first")

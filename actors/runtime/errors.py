@@ -1,0 +1,163 @@
+"""What can go wrong with a durable object, and what should the caller do about it?
+
+Every error answers two questions by itself, `retryable` and `retry_after_s`; nothing else about retrying is decided
+anywhere else. Errors cross process boundaries by pickle, so each passes all of its constructor arguments to
+`Exception`: one that loses them would fail at the caller instead of arriving there.
+
+    DurableError
+    ├ InvalidArgument(field, value, problem)        the caller's input; never retried
+    ├ SlotOwned(slot, owner)                        another host owns what was asked for
+    └ ObjectError(object_key, ...)
+       ├ ObjectNotFound                             never created, deleted or expired
+       ├ ObjectOverloaded(reason, retry_after_s)    retryable
+       ├ ObjectReset(reason)                        retryable: the instance was lost before it replied
+       ├ ObjectFailed(error, message)               the class raised something that could not travel
+       ├ RequestReused                              a request id came back with other arguments
+       ├ SchemaTooNew(found, known)                 the file was written by newer code
+       └ StorageFull(operation)                     retryable once there is space
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DurableError(Exception):
+    """Root of every error that the runtime and the object classes raise on purpose."""
+
+    retryable: bool = False
+    retry_after_s: float | None = None
+
+
+class InvalidArgument(DurableError, ValueError):
+    """An argument that can never be accepted. `value` is kept short and printable, since it is shown to people."""
+
+    def __init__(self, field: str, value: Any, problem: str) -> None:
+        shown = ascii(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(field, shown, problem)
+        self.field = field
+        self.value = shown
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _invalid_argument, (self.field, self.value, self.problem)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem} (got {self.value})"
+
+
+def _invalid_argument(field: str, value: str, problem: str) -> InvalidArgument:
+    # The value was made printable once; doing it again on each hop would quote the quotes.
+    error = InvalidArgument(field, "", problem)
+    error.value = value
+    return error
+
+
+class SlotOwned(DurableError):
+    """Another live process holds the lock: of a slot, or of a dedicated object's file."""
+
+    retryable = True
+    retry_after_s = 1.0
+
+    def __init__(self, slot: str, owner: str) -> None:
+        super().__init__(slot, owner)
+        self.slot = slot
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return f"slot {self.slot} is owned by {self.owner or 'another process'}"
+
+
+class ObjectError(DurableError):
+    """Something about one object. `object_key` is `Class/tenant:name`, encoded."""
+
+    def __init__(self, object_key: str, *args: Any) -> None:
+        super().__init__(object_key, *args)
+        self.object_key = object_key
+
+
+class ObjectNotFound(ObjectError):
+    """The object was never created, or is deleted or expired."""
+
+    def __str__(self) -> str:
+        return f"{self.object_key} does not exist"
+
+
+class ObjectOverloaded(ObjectError):
+    """A limit of the object, of its host or of its node is reached. The call was not run."""
+
+    retryable = True
+
+    def __init__(self, object_key: str, reason: str, retry_after_s: float) -> None:
+        super().__init__(object_key, reason, retry_after_s)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.object_key} is overloaded: {self.reason}; retry after {self.retry_after_s:g} s"
+
+
+class ObjectReset(ObjectError):
+    """The instance was lost before it replied. The call may or may not have run; the object itself goes on."""
+
+    retryable = True
+    retry_after_s = 0.1
+
+    def __init__(self, object_key: str, reason: str) -> None:
+        super().__init__(object_key, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.object_key} was reset: {self.reason}"
+
+
+class ObjectFailed(ObjectError):
+    """The method raised an error, or returned a value, that can't be pickled. What the turn wrote was rolled back."""
+
+    def __init__(self, object_key: str, error: str, message: str) -> None:
+        super().__init__(object_key, error, message)
+        self.error = error
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.object_key} raised {self.error}: {self.message}"
+
+
+class RequestReused(ObjectError):
+    """A request id was used before with another method or other arguments."""
+
+    def __init__(self, object_key: str, request_id: str) -> None:
+        super().__init__(object_key, request_id)
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"request id {self.request_id} of {self.object_key} was used with other arguments"
+
+
+class SchemaTooNew(ObjectError):
+    """The database holds migrations that this code does not know. Run the newer code; nothing was changed."""
+
+    def __init__(self, object_key: str, found: str, known: str) -> None:
+        super().__init__(object_key, found, known)
+        self.found = found
+        self.known = known
+
+    def __str__(self) -> str:
+        newest = f"it has migration {self.found!r}, and this code ends at {self.known!r}"
+        return f"{self.object_key} was written by newer code: {newest}"
+
+
+class StorageFull(ObjectError):
+    """The disk, or the object's allowance on it, is full. What the turn wrote was rolled back."""
+
+    retryable = True
+    retry_after_s = 5.0
+
+    def __init__(self, object_key: str, operation: str) -> None:
+        super().__init__(object_key, operation)
+        self.operation = operation
+
+    def __str__(self) -> str:
+        return f"no space left for {self.object_key} ({self.operation}); free some and retry"

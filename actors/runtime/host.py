@@ -1,0 +1,286 @@
+"""Who runs objects, and how many at once?
+
+An `ObjectHost` owns slots and runs the objects in them: it activates an object on its first call, lets its turns run
+one at a time and those of different objects side by side, answers a batch of calls after one commit per object, and
+lets idle objects hibernate. Nothing of Ray is in it; a Ray actor, or a test, holds one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.runtime import sqlite
+from actors.runtime.activation import Activation, Turn
+from actors.runtime.call import PENDING, Call, HostRetired, Reply, raised, unpack
+from actors.runtime.clock import Clock, SystemClock
+from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded, ObjectReset
+from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
+from actors.runtime.object_id import ObjectId
+from actors.runtime.schema import Schema
+from actors.runtime.storage import Storage
+
+logger = logging.getLogger("mobula.objects")
+
+#: Results of turns that outlived their batch are kept this long for the stub to collect.
+TICKET_KEPT_S = 120.0
+_NO_METHOD = MethodSpec(name="", function=lambda: None, is_async=False, repeat=Repeat.NEVER)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostSettings:
+    """Limits of one host."""
+
+    #: How many partitions all objects of the data directory are divided into. Recorded there for ever.
+    slots: int = 256
+    #: An object that had no turn for so long hibernates.
+    idle_after_s: float = 10.0
+    #: Objects open at once; each takes two file descriptors and about 100 kB. The least recently used leave first.
+    resident_objects_max: int = 1000
+    #: Calls waiting for one object, in number, in bytes of their arguments, and in age.
+    mailbox_calls_max: int = 1000
+    mailbox_bytes_max: int = 32 * 1024 * 1024
+    mailbox_age_max_s: float = 30.0
+
+
+class ObjectHost:
+    """Runs the objects of the slots that its holder has locked. All methods belong to one event loop.
+
+    Args:
+        name: who this is, in logs and in what a rival for its slots is told.
+        owns: whether the host owns an object; a call for another one is refused, never run.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        data_dir: Path,
+        classes: Iterable[ClassSpec],
+        owns: Callable[[ObjectId], bool],
+        settings: HostSettings,
+        clock: Clock | None = None,
+    ) -> None:
+        sqlite.require_version()
+        self.name = name
+        self._objects_dir = data_dir / "objects"
+        self._classes: Mapping[str, ClassSpec] = {spec.name: spec for spec in classes}
+        self._schemas = {spec.name: Schema(spec.durable_class.migrations) for spec in self._classes.values()}
+        self._owns = owns
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        #: Least recently used first.
+        self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
+        self._ids: dict[tuple[str, str, str], ObjectId] = {}
+        self._tickets: dict[str, tuple[Turn, float]] = {}
+        self._retired = False
+        self._started_s = self._clock.monotonic()
+
+    # -- calls
+
+    def submit(self, calls: Iterable[Call]) -> list[Turn]:
+        """Puts each call in its object's mailbox and runs what can run now, in order of arrival per object.
+
+        Raises:
+            HostRetired: the host is ending. None of the calls was run.
+        """
+        if self._retired:
+            raise HostRetired
+        turns: list[Turn] = []
+        ready: dict[ObjectId, Activation] = {}
+        now_s = self._clock.monotonic()
+        for call in calls:
+            turn, activation = self._accept(call, now_s, ready)
+            turns.append(turn)
+            if activation is not None:
+                ready[activation.id] = activation
+        self._run(ready.values())
+        return turns
+
+    async def batch(self, calls: list[Call]) -> list[Reply]:
+        """Runs calls and replies to each that is done, once its writes are durable.
+
+        A call that waits for something, or behind something that does, answers `PENDING` with a ticket, so that it
+        holds up no other; `wait` gets its reply.
+        """
+        replies: list[Reply] = []
+        for turn in self.submit(calls):
+            if turn.reply is None:
+                ticket = secrets.token_hex(8)
+                self._tickets[ticket] = (turn, self._clock.monotonic())
+                replies.append((PENDING, ticket))
+            else:
+                replies.append(turn.reply)
+        return replies
+
+    async def wait(self, ticket: str) -> Reply:
+        """The reply to a call that was `PENDING`.
+
+        Raises:
+            KeyError: no such ticket; it was collected, or the host that gave it is gone.
+        """
+        turn, _ = self._tickets[ticket]
+        reply = await turn.wait()
+        self._tickets.pop(ticket, None)
+        return reply
+
+    async def call(self, call: Call) -> Any:
+        """Runs one call and returns its result, or raises its error."""
+        (turn,) = self.submit([call])
+        return unpack(await turn.wait())
+
+    # -- residence
+
+    @property
+    def resident_objects(self) -> int:
+        return sum(activation.instance is not None for activation in self._activations.values())
+
+    def sweep(self) -> int:
+        """Lets the objects that were idle for long enough hibernate. Returns how many did."""
+        now_s = self._clock.monotonic()
+        idle_since = now_s - self._settings.idle_after_s
+        leaving = [
+            activation
+            for activation in self._activations.values()
+            if activation.idle and activation.last_used_s <= idle_since
+        ]
+        for activation in leaving:
+            self._evict(activation)
+        uncollected = [ticket for ticket, (_, since) in self._tickets.items() if now_s - since > TICKET_KEPT_S]
+        for ticket in uncollected:
+            if self._tickets[ticket][0].reply is not None:
+                del self._tickets[ticket]
+        return len(leaving)
+
+    async def run(self) -> None:
+        """Sweeps for ever. A task of the holder's."""
+        while True:
+            await asyncio.sleep(min(1.0, self._settings.idle_after_s / 2))
+            self.sweep()
+
+    def evict(self, object_id: ObjectId) -> bool:
+        """Lets one object hibernate now. False if it has turns running or waiting."""
+        activation = self._activations.get(object_id)
+        if activation is not None:
+            if not activation.idle:
+                return False
+            self._evict(activation)
+        return True
+
+    def retire(self) -> bool:
+        """Ends the host if it is idle: from now on every call is refused with `HostRetired`, unrun."""
+        if all(activation.idle for activation in self._activations.values()):
+            self._retired = True
+            self.close()
+        return self._retired
+
+    @property
+    def idle_for_s(self) -> float:
+        """Seconds since the last turn ended; 0 while there is one."""
+        if not all(activation.idle for activation in self._activations.values()):
+            return 0.0
+        used = max((activation.last_used_s for activation in self._activations.values()), default=self._started_s)
+        return self._clock.monotonic() - used
+
+    def close(self) -> None:
+        """Closes every file. What was acknowledged is durable without it."""
+        for activation in self._activations.values():
+            activation.close()
+        self._activations.clear()
+        self._ids.clear()
+
+    # -- inside
+
+    def _accept(self, call: Call, now_s: float, ready: dict[ObjectId, Activation]) -> tuple[Turn, Activation | None]:
+        class_name, tenant, name, method_name, arguments, request_id = call
+        spec = self._classes.get(class_name)
+        method = spec.methods.get(method_name) if spec else None
+        turn = Turn(method or _NO_METHOD, arguments, request_id, now_s)
+        object_key = f"{class_name}/{tenant}:{name}"
+        try:
+            if spec is None:
+                raise InvalidArgument("class", class_name, f"{self.name} knows no such durable class")
+            if method is None:
+                raise InvalidArgument("method", method_name, f"{class_name} has no such method")
+            activation = self._activation((class_name, tenant, name), ready)
+            object_key = str(activation.id)
+            if len(activation.mailbox) >= self._settings.mailbox_calls_max:
+                raise ObjectOverloaded(object_key, f"{len(activation.mailbox)} calls are waiting", 1.0)
+            if activation.mailbox_bytes + len(arguments) > self._settings.mailbox_bytes_max:
+                raise ObjectOverloaded(object_key, f"{activation.mailbox_bytes} bytes are waiting", 1.0)
+        except DurableError as error:
+            turn.settle(raised(object_key, error))
+            return turn, None
+        activation.put(turn)
+        return turn, activation
+
+    def _activation(self, parts: tuple[str, str, str], ready: dict[ObjectId, Activation]) -> Activation:
+        object_id = self._ids.get(parts)
+        if object_id is not None:
+            activation = self._activations[object_id]
+            self._activations.move_to_end(object_id)
+            return activation
+        object_id = ObjectId(*parts)
+        if not self._owns(object_id):
+            raise ObjectReset(str(object_id), f"{self.name} does not own it")
+        if len(self._activations) >= self._settings.resident_objects_max:
+            self._make_room(object_id, ready)
+        activation = Activation(object_id, self._open, self._clock)
+        self._ids[parts] = object_id
+        self._activations[object_id] = activation
+        return activation
+
+    def _make_room(self, object_id: ObjectId, ready: dict[ObjectId, Activation]) -> None:
+        if ready:  # what waits in this very batch is not idle until it has run
+            self._run(ready.values())
+            ready.clear()
+        for activation in self._activations.values():
+            if activation.idle:
+                self._evict(activation)
+                return
+        raise ObjectOverloaded(str(object_id), f"all {len(self._activations)} objects of {self.name} are busy", 1.0)
+
+    def _run(self, activations: Iterable[Activation]) -> None:
+        """Runs what waits: first the turns of every object, then every object's commit, then the replies leave."""
+        waiting = list(activations)
+        while waiting:
+            ran = [
+                (activation, activation.run_waiting(self._settings.mailbox_age_max_s, self._resume))
+                for activation in waiting
+            ]
+            for activation, held in ran:
+                if held:
+                    activation.commit(held)
+            waiting = [activation for activation in waiting if activation.mailbox and not activation.running]
+
+    def _resume(self, activation: Activation) -> None:
+        self._run([activation])
+
+    def _open(self, object_id: ObjectId) -> DurableObject:
+        spec = self._classes[object_id.class_name]
+        path = object_id.path(self._objects_dir, self._settings.slots)
+        storage = Storage(str(object_id), path, self._schemas[object_id.class_name])
+        context = ObjectContext(
+            id=object_id,
+            storage=storage,
+            clock=self._clock,
+            logger=logging.LoggerAdapter(logger, {"object": str(object_id)}),
+        )
+        try:
+            instance = spec.durable_class(context)
+            instance.start()
+        except BaseException:
+            storage.close()
+            raise
+        return instance
+
+    def _evict(self, activation: Activation) -> None:
+        activation.close()
+        del self._activations[activation.id]
+        del self._ids[(activation.id.class_name, activation.id.tenant, activation.id.name)]

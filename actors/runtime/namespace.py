@@ -1,0 +1,137 @@
+"""How does a caller reach an object?
+
+    sessions = objects.namespace(ChatSession)
+    session = sessions.get("acme", "s1")            # touches nothing
+    await session.append("user", "hello")           # rides with other calls to the same host
+    ref = session.append.remote("user", "hello")    # a Ray ObjectRef, for callers who know Ray
+
+An error arrives as the class that was raised. After a lost host the stub repeats only what is safe to repeat; anything
+else raises `ObjectReset`, and the caller decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from actors.runtime.call import (
+    Call,
+    HostLost,
+    HostRetired,
+    Reply,
+    new_request_id,
+    pack_arguments,
+    unpack,
+)
+from actors.runtime.errors import ObjectOverloaded, ObjectReset
+from actors.runtime.lane import LaneFull
+from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, Repeat
+from actors.runtime.object_id import ObjectId
+
+Class = TypeVar("Class", bound=DurableObject)
+
+#: A call that has no reply by then is given up with `ObjectReset`, whatever became of it.
+CALL_TIMEOUT_S = 60.0
+#: A host restarts in one to two seconds; repeating goes on for longer than that, and not for ever.
+REPEAT_FOR_S = 15.0
+_PAUSE_FIRST_S = 0.02
+_PAUSE_MAX_S = 0.5
+
+
+class Backend(Protocol):
+    """Where hosts live: in this process, or in Ray actors."""
+
+    async def send(self, object_id: ObjectId, call: Call) -> Reply:
+        """
+        Raises:
+            HostLost: the call may or may not have run.
+            HostRetired: the call has not run.
+        """
+
+    def send_ref(self, object_id: ObjectId, call: Call) -> Any:
+        """Sends one call by itself; returns a Ray `ObjectRef` to its result."""
+
+
+class StubMethod:
+    """One method of one object."""
+
+    __slots__ = ("_backend", "_id", "_method")
+
+    def __init__(self, backend: Backend, object_id: ObjectId, method: MethodSpec) -> None:
+        self._backend = backend
+        self._id = object_id
+        self._method = method
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._repeat(self._call(args, kwargs))
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls once, and returns Ray's `ObjectRef` to the result. Nothing is repeated."""
+        return self._backend.send_ref(self._id, self._call(args, kwargs))
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        once = self._method.repeat is Repeat.EXACTLY_ONCE
+        request_id = new_request_id() if once else ""
+        object_id = self._id
+        arguments = pack_arguments(args, kwargs)
+        return object_id.class_name, object_id.tenant, object_id.name, self._method.name, arguments, request_id
+
+    async def _repeat(self, call: Call) -> Any:
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + REPEAT_FOR_S
+        pause_s = _PAUSE_FIRST_S
+        while True:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    reply = await self._backend.send(self._id, call)
+                return unpack(reply)
+            except HostRetired:
+                reason, safe = "its host is ending", True
+            except HostLost as lost:
+                reason, safe = lost.reason, self._method.repeat is not Repeat.NEVER
+            except TimeoutError:
+                raise ObjectReset(str(self._id), f"no reply within {CALL_TIMEOUT_S:g} s") from None
+            except LaneFull:
+                raise ObjectOverloaded(str(self._id), "too many calls wait for its host", 1.0) from None
+            if not safe or loop.time() >= give_up_s:
+                raise ObjectReset(str(self._id), reason)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+class Stub(Generic[Class]):
+    """An object's address. Its attributes are the object's methods, each to be awaited or sent with `.remote(...)`."""
+
+    __slots__ = ("_backend", "_methods", "id")
+
+    def __init__(self, backend: Backend, object_id: ObjectId, methods: Callable[[str], MethodSpec | None]) -> None:
+        self._backend = backend
+        self._methods = methods
+        self.id = object_id
+
+    def __getattr__(self, name: str) -> StubMethod:
+        method = self._methods(name)
+        if method is None:
+            raise AttributeError(f"{self.id.class_name} has no method {name!r} that can be called from outside")
+        return StubMethod(self._backend, self.id, method)
+
+    def __repr__(self) -> str:
+        return f"<Stub {self.id}>"
+
+
+class Namespace(Generic[Class]):
+    """All objects of one class."""
+
+    def __init__(self, backend: Backend, spec: ClassSpec) -> None:
+        self._backend = backend
+        self._spec = spec
+
+    def get(self, tenant: str, name: str) -> Stub[Class]:
+        """The object of that name, whether or not it was ever used.
+
+        Raises:
+            InvalidArgument: the names are empty or too long.
+        """
+        return Stub(self._backend, ObjectId(self._spec.name, tenant, name), self._spec.methods.get)

@@ -1,0 +1,70 @@
+"""Where does an object live?
+
+`pooled`: with many others in one of the pool's hosts, chosen by its slot. `dedicated`: in a Ray actor of its own, named
+by its key. Which of the two is a matter of class and tenant. The object's file is the same either way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.runtime.host import HostSettings
+from actors.runtime.object import ClassSpec, DurableObject
+from actors.runtime.object_id import ObjectId
+from actors.runtime.slot import host_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """All that hosts and stubs of one data directory must agree on."""
+
+    data_dir: Path
+    classes: tuple[type[DurableObject], ...]
+    settings: HostSettings = field(default_factory=HostSettings)
+    #: Pool hosts; about one a core.
+    hosts: int = 2
+    #: (tenant, class name) of the objects that get an actor each.
+    dedicated: frozenset[tuple[str, str]] = frozenset()
+    #: Dedicated actors alive at once on each node that may hold them; each takes about 50 MB.
+    dedicated_max: int = 16
+    #: A custom Ray resource that a node must have to run hosts: there, the data directory is mounted.
+    host_resource: str | None = None
+
+    @property
+    def specs(self) -> list[ClassSpec]:
+        return [ClassSpec(durable_class) for durable_class in self.classes]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells clusters apart that differ in settings or code, so that hosts of an older deployment are replaced."""
+        digest = hashlib.blake2b(digest_size=8)
+        plain = (self.data_dir, self.settings, self.hosts, sorted(self.dedicated), self.dedicated_max)
+        digest.update(repr((plain, self.host_resource)).encode())
+        for source in _sources(self.classes):
+            digest.update(source.read_bytes())
+        return digest.hexdigest()
+
+
+def _sources(classes: Iterable[type[DurableObject]]) -> list[Path]:
+    """The files that decide how objects behave: the classes' own, and the runtime's."""
+    own = {Path(str(sys.modules[durable_class.__module__].__file__)) for durable_class in classes}
+    return sorted(own | set(Path(__file__).parent.glob("*.py")))
+
+
+class Placement:
+    """The pure part: which host an object's calls go to."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._slots = cluster.settings.slots
+        self._host_of_slot = [host_of(slot, cluster.hosts) for slot in range(self._slots)]
+        self._dedicated = cluster.dedicated
+
+    def is_dedicated(self, object_id: ObjectId) -> bool:
+        return (object_id.tenant, object_id.class_name) in self._dedicated
+
+    def pool_host(self, object_id: ObjectId) -> int:
+        return self._host_of_slot[object_id.slot(self._slots)]

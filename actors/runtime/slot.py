@@ -1,0 +1,104 @@
+"""Who may open an object's file?
+
+Whoever holds the kernel's lock on its slot. A lock lives exactly as long as its process, so a killed host frees its
+slots at once, and a second host, of this Ray cluster or of another on the machine, can't own them at the same time.
+Ray's name table is never asked: it does not fence.
+
+This holds for one machine, or for file systems whose locks work between machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+
+from actors.runtime.errors import SlotOwned
+
+OWNER_BYTES_MAX = 200
+#: A host restarted after `kill -9` can be up before the kernel has finished with its predecessor.
+ACQUIRE_WAIT_S = 5.0
+_RETRY_EVERY_S = 0.05
+
+
+class SlotLock:
+    """An exclusive lock on one file, held from construction until `release` or the end of the process."""
+
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        *,
+        wait_s: float = ACQUIRE_WAIT_S,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """
+        Raises:
+            SlotOwned: another process still held it after `wait_s`; says who.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._descriptor = -1
+        tries_left = max(1, round(wait_s / _RETRY_EVERY_S))
+        while (rival := self._try(owner)) is not None:
+            tries_left -= 1
+            if not tries_left:
+                raise SlotOwned(path.stem, rival)
+            sleep(_RETRY_EVERY_S)
+
+    def _try(self, owner: str) -> str | None:
+        """Takes the lock, or returns who has it."""
+        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A lock on a file that its last owner removed meanwhile keeps nobody out.
+            if os.fstat(descriptor).st_nlink == 0:
+                raise BlockingIOError
+        except BlockingIOError:
+            rival = os.pread(descriptor, OWNER_BYTES_MAX, 0).decode(errors="replace")
+            os.close(descriptor)
+            return rival
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, owner.encode()[:OWNER_BYTES_MAX], 0)
+        self._descriptor = descriptor
+        return None
+
+    def release(self, *, remove: bool = False) -> None:
+        """Gives the lock up. With `remove` its file goes as well, for locks that come and go in any number."""
+        if remove:
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def host_of(slot: int, hosts: int) -> int:
+    """Which of `hosts` pool hosts owns `slot`: rendezvous hashing, so that adding a host moves only what it takes."""
+    return max(range(hosts), key=lambda host: blake2b(f"{host}:{slot}".encode(), digest_size=8).digest())
+
+
+def slots_of(host: int, hosts: int, slots: int) -> list[int]:
+    """The slots that pool host number `host` owns."""
+    return [slot for slot in range(slots) if host_of(slot, hosts) == host]
+
+
+def record_slots(data_dir: Path, slots: int) -> None:
+    """Records the number of slots for ever: another number would look for every object in the wrong place.
+
+    Raises:
+        ValueError: the data directory was made with another number.
+    """
+    path = data_dir / "objects" / "slots"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
+        file.write(str(slots))
+        file.flush()
+        os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(file.name, path)
+    recorded = path.read_text()
+    if recorded != str(slots):
+        raise ValueError(f"objects.slots: {data_dir} was made with {recorded} slots and keeps them (got {slots})")

@@ -1,0 +1,158 @@
+"""How is an object's database opened, created and removed?
+
+The only module that knows the SQLite driver. One connection a file, held exclusively: the WAL-reset bug of SQLite
+before 3.51.3 needs two connections and is refused at start all the same, since a file may outlive this process's care.
+
+A new database is a copy of a template prepared once per class, five times faster than creating a schema. It appears
+under its name complete and on disk, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+from sqlite_utils.utils import sqlite3
+
+Connection = Any  # sqlite3.Connection of whichever driver sqlite-utils chose
+Error = sqlite3.Error
+
+VERSION_MIN = (3, 51, 3)
+#: Pages of cache per open database, negative for KiB. Objects are small and many; the default of 2 MiB is for one.
+CACHE_KIB = 256
+#: Table names with this prefix are the runtime's own.
+RESERVED_PREFIX = "_mobula_"
+
+_SQLITE_BUSY = 5
+_SQLITE_FULL = 13
+# Errors after which SQLite may have rolled back by itself, or what it holds in memory can't be trusted.
+_CRITICAL = {
+    7: "out of memory",
+    9: "interrupted",
+    10: "disk I/O error",
+    11: "database is corrupt",
+    26: "not a database",
+}
+
+# Order matters: exclusive mode before the first access keeps the WAL index in memory, without a -shm file.
+_SETUP = f"""
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA synchronous = FULL;
+PRAGMA foreign_keys = ON;
+PRAGMA trusted_schema = OFF;
+PRAGMA cache_size = -{CACHE_KIB};
+"""
+
+
+class SqliteTooOld(RuntimeError):
+    """The SQLite library loses commits in WAL mode. `pip install pysqlite3` brings a newer one."""
+
+
+def require_version() -> None:
+    if sqlite3.sqlite_version_info < VERSION_MIN:
+        wanted = ".".join(map(str, VERSION_MIN))
+        raise SqliteTooOld(
+            f"SQLite {sqlite3.sqlite_version} can lose commits in WAL mode; {wanted} or newer is needed: "
+            "pip install pysqlite3"
+        )
+
+
+def connect(path: Path) -> Connection:
+    """Opens an existing database and takes the file for this connection alone.
+
+    Raises:
+        Error: `is_busy(error)` says that another process has it.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=0
+    )
+    try:
+        connection.executescript(_SETUP)
+        # The first read takes the exclusive lock and, after a crash, recovers the WAL.
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare_template(build: Callable[[sqlite_utils.Database], None]) -> bytes:
+    """The bytes of an empty database in WAL mode, after `build` has made its schema."""
+    with tempfile.TemporaryDirectory(prefix="mobula-template-") as folder:
+        path = Path(folder) / "template.sqlite"
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            build(sqlite_utils.Database(connection))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.close()
+        return path.read_bytes()
+
+
+def create(path: Path, template: bytes) -> None:
+    """Makes the database at `path`, whole and synced. SQLite syncs the folder with the first commit's WAL."""
+    _make_folder(path.parent)
+    # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
+    wal_of(path).unlink(missing_ok=True)
+    unfinished = path.with_suffix(".new")
+    descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    try:
+        view = memoryview(template)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(unfinished, path)
+
+
+def remove(path: Path) -> None:
+    """Takes a closed database from the disk, for good when this returns."""
+    path.unlink(missing_ok=True)
+    wal_of(path).unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def wal_of(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def is_busy(error: Exception) -> bool:
+    return _primary_code(error) == _SQLITE_BUSY
+
+
+def is_full(error: Exception) -> bool:
+    return _primary_code(error) == _SQLITE_FULL or (isinstance(error, OSError) and error.errno == 28)
+
+
+def critical(error: Exception) -> str | None:
+    """Why the connection can't be used any more after `error`, or None if it can."""
+    return _CRITICAL.get(_primary_code(error))
+
+
+def _primary_code(error: Exception) -> int:
+    if not isinstance(error, sqlite3.Error):
+        return 0
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return (code or 0) & 0xFF
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,154 @@
+"""What does an object keep, and when is it durable?
+
+`Storage` is an object's own database. The object reads and writes through it; the host begins and commits a transaction
+around every turn. Nothing that a turn wrote is visible outside before `commit` has returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from actors.runtime import sqlite
+from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
+from actors.runtime.schema import Schema
+
+
+class Storage:
+    """The open database of one resident object. Methods below the line are the host's."""
+
+    def __init__(self, object_key: str, path: Path, schema: Schema) -> None:
+        self._object_key = object_key
+        self._path = path
+        self._transactions_open = 0
+        self._created = not path.exists()
+        self.delete_requested = False
+        self.deleted = False
+        try:
+            if self._created:
+                sqlite.create(path, schema.template)
+            self._connection = sqlite.connect(path)
+        except (sqlite.Error, OSError) as error:
+            raise self._explain(error, "open") from error
+        try:
+            if not self._created:
+                schema.bring_up_to_date(object_key, self.database)
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite.Error) and (reset := self.what_it_means(error, "migrate")):
+                raise reset from error
+            raise
+
+    @cached_property
+    def database(self) -> Database:
+        """The database as `sqlite_utils` sees it: tables, upserts, full-text search."""
+        return Database(self._connection)
+
+    def sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
+        """Runs one statement and returns its rows. The short way, for what runs on every call."""
+        rows: list[tuple[Any, ...]] = self._connection.execute(query, binds).fetchall()
+        return rows
+
+    def sql_many(self, query: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Runs one statement for each of `rows`."""
+        self._connection.executemany(query, rows)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Undoes what was written within it if it is left by an exception. Nests. Must not hold an `await`."""
+        self._transactions_open += 1
+        try:
+            with self.database.atomic():
+                yield
+        finally:
+            self._transactions_open -= 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the database, without its write-ahead log."""
+        ((size_bytes,),) = self.sql("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        return int(size_bytes)
+
+    def delete_all(self) -> None:
+        """Removes all that the object stores, this turn's writes included. Its file is gone before the reply leaves."""
+        self.delete_requested = True
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def rows_changed(self) -> int:
+        """Rows written since the file was opened, those rolled back included."""
+        return int(self._connection.total_changes)
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self._connection.in_transaction)
+
+    @property
+    def in_transaction_block(self) -> bool:
+        """The object is within `transaction()`."""
+        return self._transactions_open > 0
+
+    def begin(self) -> None:
+        if not self.deleted:
+            self._connection.execute("BEGIN")
+
+    def savepoint(self) -> None:
+        self._connection.execute("SAVEPOINT _mobula_turn")
+
+    def release(self) -> None:
+        self._connection.execute("RELEASE _mobula_turn")
+
+    def rollback_to_savepoint(self) -> None:
+        """Undoes one turn; what earlier turns of the same transaction wrote stays."""
+        self.delete_requested = False
+        self._connection.execute("ROLLBACK TO _mobula_turn")
+        self._connection.execute("RELEASE _mobula_turn")
+
+    def rollback(self) -> None:
+        self.delete_requested = False
+        # Some errors make SQLite roll back by itself.
+        if not self.deleted and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def commit(self) -> None:
+        """Makes the transaction durable, or, after `delete_all`, removes the file.
+
+        Raises:
+            ObjectReset, StorageFull: nothing of the transaction was kept, and this storage can't be used any more.
+        """
+        try:
+            if self.delete_requested:
+                self._connection.close()
+                sqlite.remove(self._path)
+                self.delete_requested, self.deleted = False, True
+            elif not self.deleted:
+                self._connection.execute("COMMIT")
+        except (sqlite.Error, OSError) as error:
+            raise self._explain(error, "delete" if self.delete_requested else "commit") from error
+
+    def close(self) -> None:
+        """Closes the file. A file that this storage created and nothing was ever committed to is removed again."""
+        wal = sqlite.wal_of(self._path)
+        never_written = self._created and not (wal.exists() and wal.stat().st_size)
+        self._connection.close()
+        if never_written:
+            sqlite.remove(self._path)
+
+    def what_it_means(self, error: Exception, operation: str = "write") -> DurableError | None:
+        """The error to reset the object with, or None where only the statement failed."""
+        if sqlite.is_full(error) or sqlite.critical(error):
+            return self._explain(error, operation)
+        return None
+
+    def _explain(self, error: Exception, operation: str) -> DurableError:
+        if sqlite.is_busy(error):
+            return SlotOwned(self._object_key, "another process that has its database open")
+        if sqlite.is_full(error):
+            return StorageFull(self._object_key, operation)
+        return ObjectReset(self._object_key, f"{operation} failed: {sqlite.critical(error) or error}")
