@@ -1,0 +1,43 @@
+"""Durable objects for Ray: named, single-threaded objects, each with a SQLite database of its own."""
+
+from __future__ import annotations
+
+from actors.chat_session import ChatSession
+from actors.directory import Directory
+from actors.document_index import DocumentIndex
+from actors.key_value import KeyValue
+from actors.runtime import (
+    DurableError,
+    DurableObject,
+    InvalidArgument,
+    ObjectNotFound,
+    ObjectOverloaded,
+    ObjectReset,
+    exactly_once,
+    idempotent,
+    read,
+)
+from actors.runtime.backend_local import LocalBackend
+from actors.runtime.backend_ray import RayBackend, connect, start
+from actors.token_bucket import TokenBucket
+
+__all__ = [
+    "ChatSession",
+    "Directory",
+    "DocumentIndex",
+    "DurableError",
+    "DurableObject",
+    "InvalidArgument",
+    "KeyValue",
+    "LocalBackend",
+    "ObjectNotFound",
+    "ObjectOverloaded",
+    "ObjectReset",
+    "RayBackend",
+    "TokenBucket",
+    "connect",
+    "exactly_once",
+    "idempotent",
+    "read",
+    "start",
+]

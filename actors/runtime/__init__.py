@@ -1,0 +1,36 @@
+"""What makes an object durable. Classes import this surface and nothing behind it."""
+
+from __future__ import annotations
+
+from actors.runtime.errors import (
+    DurableError,
+    InvalidArgument,
+    ObjectError,
+    ObjectFailed,
+    ObjectNotFound,
+    ObjectOverloaded,
+    ObjectReset,
+    RequestReused,
+    SchemaTooNew,
+    SlotOwned,
+    StorageFull,
+)
+from actors.runtime.object import DurableObject, exactly_once, idempotent, read
+
+__all__ = [
+    "DurableError",
+    "DurableObject",
+    "InvalidArgument",
+    "ObjectError",
+    "ObjectFailed",
+    "ObjectNotFound",
+    "ObjectOverloaded",
+    "ObjectReset",
+    "RequestReused",
+    "SchemaTooNew",
+    "SlotOwned",
+    "StorageFull",
+    "exactly_once",
+    "idempotent",
+    "read",
+]

@@ -1,0 +1,123 @@
+"""Which sessions does a tenant have?
+
+Lists them by name, newest first, without waking any. An entry is a copy of what the session said of itself last; the
+session is right where they differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+from actors.chat_session import SessionMetadata
+from actors.runtime import DurableObject, idempotent, read
+
+PAGE_MAX = 100
+
+migrations = Migrations("directory")
+
+
+@migrations()
+def create_tables(database: Database) -> None:
+    database.execute(
+        "CREATE TABLE session (id TEXT PRIMARY KEY, user_id TEXT, title TEXT, metadata TEXT NOT NULL,"
+        " created_at REAL NOT NULL, last_active_at REAL NOT NULL, expires_at REAL, message_count INTEGER NOT NULL)"
+        " WITHOUT ROWID"
+    )
+    database.execute("CREATE INDEX session_user_id ON session (user_id, id)")
+    database.execute("CREATE INDEX session_expires_at ON session (expires_at) WHERE expires_at IS NOT NULL")
+
+
+class Activity(TypedDict):
+    """What changes about a session with each message."""
+
+    id: str
+    last_active_at: float
+    expires_at: float | None
+    message_count: int
+
+
+class SessionPage(TypedDict):
+    """Sessions, newest first. `has_more` says that there are older ones, to be asked for with `after`."""
+
+    sessions: list[SessionMetadata]
+    has_more: bool
+
+
+class Directory(DurableObject):
+    migrations = migrations
+
+    @idempotent
+    def put(self, session: SessionMetadata) -> None:
+        """Enters a session, or replaces its entry."""
+        self.storage.sql(
+            "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            session["id"],
+            session["user_id"],
+            session["title"],
+            json.dumps(session["metadata"]),
+            session["created_at"],
+            session["last_active_at"],
+            session["expires_at"],
+            session["message_count"],
+        )
+
+    @idempotent
+    def note_activity(self, activities: Sequence[Activity]) -> None:
+        """Updates entries; a session that was removed meanwhile stays removed."""
+        self.storage.sql_many(
+            "UPDATE session SET last_active_at = ?, expires_at = ?, message_count = ?"
+            " WHERE id = ? AND last_active_at <= ?",
+            [
+                (a["last_active_at"], a["expires_at"], a["message_count"], a["id"], a["last_active_at"])
+                for a in activities
+            ],
+        )
+
+    @idempotent
+    def remove(self, session_id: str) -> bool:
+        """Removes an entry. False if there was none."""
+        return bool(self.storage.sql("DELETE FROM session WHERE id = ? RETURNING 1", session_id))
+
+    @read
+    def page(self, *, limit: int = 20, after: str | None = None, user_id: str | None = None) -> SessionPage:
+        """Sessions that have not expired, newest first, from behind the session `after`.
+
+        Session ids grow with time, so a page can start behind one that was deleted.
+        """
+        limit = max(1, min(limit, PAGE_MAX))
+        rows = self.storage.sql(
+            "SELECT * FROM session WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR user_id = ?2)"
+            " AND (expires_at IS NULL OR expires_at > ?3) ORDER BY id DESC LIMIT ?4",
+            after,
+            user_id,
+            self.clock.now(),
+            limit + 1,
+        )
+        return {"sessions": [self._entry(row) for row in rows[:limit]], "has_more": len(rows) > limit}
+
+    @read
+    def expired(self, limit: int = 100) -> list[str]:
+        """Sessions that seem to have expired, longest ago first."""
+        rows = self.storage.sql(
+            "SELECT id FROM session WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", self.clock.now(), limit
+        )
+        return [session_id for (session_id,) in rows]
+
+    def _entry(self, row: tuple[Any, ...]) -> SessionMetadata:
+        session_id, user_id, title, metadata, created_at, last_active_at, expires_at, message_count = row
+        return {
+            "id": session_id,
+            "tenant": self.id.tenant,
+            "user_id": user_id,
+            "title": title,
+            "metadata": json.loads(metadata),
+            "created_at": created_at,
+            "last_active_at": last_active_at,
+            "expires_at": expires_at,
+            "message_count": message_count,
+        }

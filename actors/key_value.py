@@ -1,0 +1,118 @@
+"""What did a tenant put under a key?
+
+Values are anything that JSON can hold. A value put with a time to live is gone when it has passed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypedDict
+
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+from actors.runtime import DurableObject, InvalidArgument, idempotent, read
+
+KEY_CHARS_MAX = 512
+VALUE_BYTES_MAX = 1024 * 1024
+LIST_MAX = 1000
+#: Expired values are removed a few with each put, so that none pays for all.
+_EXPIRED_REMOVED_PER_PUT = 8
+
+migrations = Migrations("key_value")
+
+
+@migrations()
+def create_tables(database: Database) -> None:
+    database.execute(
+        "CREATE TABLE item (key TEXT PRIMARY KEY, value TEXT NOT NULL, updated_at REAL NOT NULL, expires_at REAL)"
+        " WITHOUT ROWID"
+    )
+    database.execute("CREATE INDEX item_expires_at ON item (expires_at) WHERE expires_at IS NOT NULL")
+    database.execute("CREATE INDEX item_updated_at ON item (updated_at)")
+
+
+class Item(TypedDict):
+    """One value. Times are seconds since 1970."""
+
+    key: str
+    value: Any
+    updated_at: float
+    expires_at: float | None
+
+
+class KeyValue(DurableObject):
+    migrations = migrations
+
+    @read
+    def get(self, key: str) -> Item | None:
+        rows = self.storage.sql(
+            "SELECT key, value, updated_at, expires_at FROM item WHERE key = ? AND ifnull(expires_at, ?) > ?",
+            key,
+            *self._alive(),
+        )
+        return _item(rows[0]) if rows else None
+
+    @idempotent
+    def put(self, key: str, value: Any, *, ttl_s: float | None = None, keep_newest: int | None = None) -> Item:
+        """Stores a value in place of what was there.
+
+        Args:
+            keep_newest: how many keys the object keeps at most; those put longest ago leave. For caches.
+
+        Raises:
+            InvalidArgument: the key or the value is too long, or the value is not JSON.
+        """
+        if not 0 < len(key) <= KEY_CHARS_MAX:
+            raise InvalidArgument("key", key, f"must have 1 to {KEY_CHARS_MAX} characters")
+        try:
+            encoded = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise InvalidArgument("value", value, "must be JSON") from None
+        if len(encoded) > VALUE_BYTES_MAX:
+            raise InvalidArgument("value", f"{len(encoded)} bytes", f"must have at most {VALUE_BYTES_MAX} bytes")
+        now = self.clock.now()
+        expires_at = None if ttl_s is None else now + ttl_s
+        self.storage.sql("INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?)", key, encoded, now, expires_at)
+        self.storage.sql(
+            "DELETE FROM item WHERE key IN (SELECT key FROM item WHERE expires_at <= ? LIMIT ?)",
+            now,
+            _EXPIRED_REMOVED_PER_PUT,
+        )
+        if keep_newest is not None:
+            self.storage.sql(
+                "DELETE FROM item WHERE key IN (SELECT key FROM item ORDER BY updated_at DESC LIMIT -1 OFFSET ?)",
+                keep_newest,
+            )
+        return {"key": key, "value": value, "updated_at": now, "expires_at": expires_at}
+
+    @idempotent
+    def delete(self, key: str) -> bool:
+        """Removes a key. False if it was not there."""
+        existed = self.get(key) is not None
+        self.storage.sql("DELETE FROM item WHERE key = ?", key)
+        return existed
+
+    @read
+    def list(self, prefix: str = "", *, limit: int = 100, after: str = "") -> list[Item]:
+        """Items whose key starts with `prefix`, in the order of their keys, from behind the key `after`."""
+        rows = self.storage.sql(
+            "SELECT key, value, updated_at, expires_at FROM item"
+            " WHERE key >= ? AND key > ? AND substr(key, 1, ?) = ? AND ifnull(expires_at, ?) > ? ORDER BY key LIMIT ?",
+            prefix,
+            after,
+            len(prefix),
+            prefix,
+            *self._alive(),
+            max(1, min(limit, LIST_MAX)),
+        )
+        return [_item(row) for row in rows]
+
+    def _alive(self) -> tuple[float, float]:
+        now = self.clock.now()
+        return now + 1, now
+
+
+def _item(row: tuple[Any, ...]) -> Item:
+    key, value, updated_at, expires_at = row
+    return {"key": key, "value": json.loads(value), "updated_at": updated_at, "expires_at": expires_at}
