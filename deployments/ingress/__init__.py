@@ -1,0 +1,1 @@
+"""The HTTP interface: the only place that knows HTTP, and the only part that faces clients."""

@@ -1,0 +1,52 @@
+"""How long may a request's body be?
+
+A body is refused at the limit, by what it declares before it is read and by what it is while it is read, so that none
+fills the memory.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import BodyTooLarge
+from deployments.ingress.problem import problem_of
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 to a body of more than `size_bytes_max`."""
+
+    def __init__(self, app: ASGIApp, size_bytes_max: int) -> None:
+        self._app = app
+        self._size_bytes_max = size_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared[:20]) > self._size_bytes_max:
+            await problem_of(BodyTooLarge(self._size_bytes_max))(scope, receive, send)
+            return
+        received_bytes = 0
+        started = False
+
+        async def counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                received_bytes += len(message.get("body", b""))
+                if received_bytes > self._size_bytes_max:
+                    raise BodyTooLarge(self._size_bytes_max)
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except BodyTooLarge as error:
+            if started:
+                raise
+            await problem_of(error)(scope, receive, send)

@@ -1,0 +1,64 @@
+"""Which process takes requests from clients?
+
+One Serve deployment, in as many replicas as need be; none of them keeps anything that another would have to know.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+import actors
+from actors.runtime.placement import Cluster
+from configs.service import ServiceConfig
+from configs.tenant import TenantConfig
+from deployments.activity import ActivityLog
+from deployments.ingress import app
+from deployments.ingress.services import Services
+from deployments.keyring import Keyring
+from deployments.limiter import Limiter
+from deployments.sessions import Sessions
+
+#: An open stream holds one for as long as it is open; Serve's own default is 5.
+REQUESTS_AT_ONCE_MAX = 500
+
+
+@serve.deployment(
+    num_replicas=1,
+    max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
+    ray_actor_options={"num_cpus": 0.2},
+    graceful_shutdown_timeout_s=10,
+)
+@serve.ingress()
+class Ingress:
+    """Authenticates, limits and forwards."""
+
+    def __init__(
+        self,
+        *,
+        config: ServiceConfig,
+        tenants: Mapping[str, TenantConfig],
+        cluster: Cluster,
+        chat: DeploymentHandle,
+        ingest: DeploymentHandle,
+        search: DeploymentHandle,
+    ) -> None:
+        objects = actors.start(cluster)
+        self._services = Services(
+            config=config,
+            tenants=tenants,
+            objects=objects,
+            keyring=Keyring(tenants.values()),
+            limiter=Limiter(objects, tenants),
+            sessions=Sessions(objects, tenants, ActivityLog(objects), time.time),
+            chat=chat,
+            ingest=ingest,
+            search=search,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return app.build(self._services)

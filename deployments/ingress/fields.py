@@ -1,0 +1,69 @@
+"""What may stand in a field of a request?
+
+Types that several routes use, each with its limit. Strings hold what UTF-8 can, which excludes the lone surrogates that
+JSON can spell; numbers are finite.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+#: As in OpenAI's conversations: 16 pairs, keys of 64 and values of 512 characters.
+METADATA_PAIRS_MAX = 16
+METADATA_KEY_CHARS_MAX = 64
+METADATA_VALUE_CHARS_MAX = 512
+TITLE_CHARS_MAX = 300
+TTL_S_MAX = 10 * 366 * 86_400
+INTEGER_MAX = 2**53
+
+
+class Body(BaseModel):
+    """A request's JSON. What is not known is refused: a misspelt field would be ignored otherwise."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _in_utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair") from None
+    return text
+
+
+def _is_json(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair") from None
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON, without NaN or Infinity, and not nested too deep") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_in_utf8)]
+Title = Annotated[Text, Field(max_length=TITLE_CHARS_MAX)]
+UserId = Annotated[Text, Field(min_length=1, max_length=256)]
+Json = Annotated[Any, AfterValidator(_is_json)]
+TtlSeconds = Annotated[float, Field(gt=0, le=TTL_S_MAX)]
+MetadataKey = Annotated[Text, Field(min_length=1, max_length=METADATA_KEY_CHARS_MAX)]
+SessionMetadataField = Annotated[
+    dict[MetadataKey, Annotated[Text, Field(max_length=METADATA_VALUE_CHARS_MAX)]], Field(max_length=METADATA_PAIRS_MAX)
+]
+#: A document's metadata can be searched by, so its values keep their types.
+Scalar = (
+    Annotated[StrictStr, Field(max_length=METADATA_VALUE_CHARS_MAX), AfterValidator(_in_utf8)]
+    | StrictBool
+    | Annotated[StrictInt, Field(ge=-INTEGER_MAX, le=INTEGER_MAX)]
+    | StrictFloat
+)
+DocumentMetadata = Annotated[dict[MetadataKey, Scalar], Field(max_length=METADATA_PAIRS_MAX)]
+DocumentId = Annotated[Text, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+TopK = Annotated[int, Field(ge=1, le=50)]
+
+Limit = Annotated[int, Query(ge=1, le=100, description="items in the page")]
+HistoryLimit = Annotated[int, Query(ge=1, le=1000, description="messages in the page")]

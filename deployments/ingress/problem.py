@@ -1,0 +1,155 @@
+"""How is an error told to an HTTP client?
+
+As `application/problem+json` (RFC 9457), by one table from error class to status. What an error says comes from its
+fields, never from the text of an exception of somebody else's, and an error that is not in the table is answered 500
+without a word of its inside.
+"""
+
+from __future__ import annotations
+
+import http
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.exceptions import HTTPException
+
+from actors import DurableError, InvalidArgument, ObjectNotFound
+from deployments.errors import (
+    BodyTooLarge,
+    Forbidden,
+    ModelRefused,
+    ModelTimeout,
+    QuotaExceeded,
+    ServiceError,
+    Unauthorized,
+)
+
+logger = logging.getLogger("mobula.ingress")
+
+MEDIA_TYPE = "application/problem+json"
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+VALUE_CHARS_MAX = 80
+VALIDATION_ERRORS_MAX = 20
+RETRY_AFTER_DEFAULT_S = 1.0
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    problem_type: str = "about:blank",
+    title: str | None = None,
+    retry_after_s: float | None = None,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Response:
+    """A problem response. `more` are members of the body beside those of the RFC."""
+    body = {
+        "type": problem_type,
+        "title": title or http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        **more,
+    }
+    all_headers = dict(headers or {})
+    if retry_after_s is not None:
+        # Whole seconds, up: sooner would be refused again.
+        all_headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+    return Response(to_json(body), status, headers=all_headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: Exception) -> Response:
+    """The table."""
+    if isinstance(error, RayTaskError):
+        # What a deployment raised arrives as a mixture of Ray's class and its own.
+        error = error.cause if isinstance(error.cause, Exception) else error
+    match error:
+        case Unauthorized():
+            headers = {"WWW-Authenticate": 'Bearer realm="mobula"'}
+            return problem(401, "a known API key is needed: Authorization: Bearer <key>", headers=headers)
+        case Forbidden():
+            return problem(403, f"the key lacks the scope {error.scope!r}", scope=error.scope)
+        case ObjectNotFound():
+            return problem(404, "there is no such thing, or it is not yours")
+        case BodyTooLarge():
+            return problem(413, f"a body has at most {error.size_bytes_max} bytes")
+        case InvalidArgument():
+            return invalid([{"field": error.field, "problem": error.problem, "value": error.value}])
+        case ModelRefused():
+            return problem(422, f"the model refused: {error.problem}", code=error.code)
+        case QuotaExceeded():
+            return problem(
+                429,
+                "this client's rate limit is used up for now",
+                problem_type=QUOTA_EXCEEDED,
+                title="Request cannot be satisfied as assigned quota has been exceeded",
+                retry_after_s=error.retry_after_s,
+                **{"violated-policies": ["default"]},
+            )
+        case ModelTimeout():
+            return problem(504, f"the model gave no whole answer within {error.timeout_s:g} s")
+        case DurableError() | ServiceError() if error.retryable:
+            return unavailable(error.retry_after_s)
+        case BackPressureError() | DeploymentUnavailableError() | RayError() if not isinstance(error, RayTaskError):
+            return unavailable(RETRY_AFTER_DEFAULT_S)
+    logger.error("unexpected error", exc_info=error)
+    return problem(500, "an error of the service's own; it has been logged")
+
+
+def unavailable(retry_after_s: float | None) -> Response:
+    return problem(
+        503,
+        "a part of the service is busy or restarting; nothing is wrong with the request",
+        problem_type=REDUCED_CAPACITY,
+        retry_after_s=retry_after_s or RETRY_AFTER_DEFAULT_S,
+    )
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> Response:
+    """422, naming each field with its value."""
+    first = errors[0]
+    return problem(422, f"{first['field']}: {first['problem']}", errors=list(errors))
+
+
+def _validation_problem(error: RequestValidationError) -> Response:
+    errors = []
+    for found in error.errors()[:VALIDATION_ERRORS_MAX]:
+        # The first part says where the field is: body, query, path or header.
+        field = ".".join(str(part) for part in found["loc"][1:]) or str(found["loc"][0])
+        # ascii() also of what can't be encoded, such as half of a surrogate pair.
+        value = ascii(found.get("input"))
+        if len(value) > VALUE_CHARS_MAX:
+            value = value[: VALUE_CHARS_MAX - 3] + "..."
+        errors.append(
+            {"field": field.encode("ascii", "backslashreplace").decode(), "problem": found["msg"], "value": value}
+        )
+    return invalid(errors)
+
+
+def install(app: FastAPI) -> None:
+    """Has every error of the app answered from here."""
+
+    async def on_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _validation_problem(error)
+
+    async def on_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    async def on_any(_: Request, error: Exception) -> Response:
+        return problem_of(error)
+
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    for known in (DurableError, ServiceError, RayError, BackPressureError, DeploymentUnavailableError):
+        app.add_exception_handler(known, on_any)
+    app.add_exception_handler(Exception, on_any)

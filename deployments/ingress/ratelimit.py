@@ -1,0 +1,64 @@
+"""/ratelimit: a client's token bucket."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from actors.runtime.object_id import STEM_BYTES_MAX
+from deployments.errors import QuotaExceeded
+from deployments.ingress import replies
+from deployments.ingress.access import AdminCallerFree, AnyCallerFree, requester_of
+from deployments.ingress.fields import Body, Text
+from deployments.ingress.problem import problem_of
+from deployments.ingress.replies import reply
+from deployments.ingress.services import services_of
+
+router = APIRouter(prefix="/ratelimit", tags=["rate limit"])
+
+COST_MAX = 1_000_000_000
+
+
+class Check(Body):
+    cost: Annotated[float, Field(ge=0, le=COST_MAX)] = 1.0
+
+
+class Reset(Body):
+    client: Annotated[Text, Field(min_length=1, max_length=STEM_BYTES_MAX)] | None = Field(
+        default=None, description="as /ratelimit/usage names it; the caller's own if left out"
+    )
+
+
+@router.post(
+    "/check",
+    response_model=replies.RateLimitDecision,
+    responses={429: {"model": replies.RateLimitDecision, "description": "not allowed; Retry-After says when"}},
+)
+async def check(request: Request, caller: AnyCallerFree, body: Check | None = None) -> Response:
+    """Takes tokens from the caller's bucket, for work that the caller does elsewhere."""
+    cost = 1.0 if body is None else body.cost
+    decision = await services_of(request).limiter.check(requester_of(request, caller), cost)
+    if decision.allowed:
+        return reply(decision._asdict())
+    denied = problem_of(QuotaExceeded(decision.retry_after_s))
+    answer = reply(decision._asdict(), 429)
+    answer.headers["Retry-After"] = denied.headers["Retry-After"]
+    return answer
+
+
+@router.get("/usage", response_model=replies.RateLimitUsage)
+async def usage(request: Request, caller: AnyCallerFree) -> Response:
+    """What the caller's bucket holds. Takes nothing."""
+    return reply(dataclasses.asdict(await services_of(request).limiter.usage(requester_of(request, caller))))
+
+
+@router.post("/reset", status_code=204)
+async def reset(request: Request, caller: AdminCallerFree, body: Reset | None = None) -> Response:
+    """Fills a bucket of the tenant's."""
+    limiter = services_of(request).limiter
+    client = body.client if body is not None and body.client else limiter.client_of(requester_of(request, caller))
+    await limiter.reset(caller.tenant, client)
+    return Response(status_code=204)

@@ -1,0 +1,176 @@
+"""What do the routes answer? For the documentation of the API, and for clients made from it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import Response
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+
+def reply(content: Any, status: int = 200) -> Response:
+    """JSON of plain data. The data is the service's own, so nothing validates it on its way out."""
+    return Response(to_json(content), status, media_type="application/json")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class Session(BaseModel):
+    """Times are seconds since 1970."""
+
+    id: str
+    tenant: str
+    user_id: str | None
+    title: str | None
+    metadata: dict[str, str]
+    created_at: float
+    last_active_at: float
+    expires_at: float | None
+    message_count: int
+
+
+class SessionList(BaseModel):
+    """Newest first. Where `has_more`, ask again with `after` the last id."""
+
+    sessions: list[Session]
+    has_more: bool
+
+
+class Message(BaseModel):
+    """`data` of an answer holds its sources, usage and how it ended."""
+
+    id: int
+    role: str
+    content: str
+    tokens: int | None
+    data: dict[str, Any] | None
+    created_at: float
+
+
+class MessageList(BaseModel):
+    """Oldest first. Where `has_more`, ask again with `before` the first id."""
+
+    messages: list[Message]
+    has_more: bool
+
+
+class AppendedMessage(BaseModel):
+    id: int
+    created_at: float
+
+
+class Source(BaseModel):
+    """A passage: `text` stands at `start` to `end` (characters) of the document's text."""
+
+    document_id: str
+    chunk_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+
+
+class Usage(BaseModel):
+    """Tokens. `estimated` where the model's server counted none."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    estimated: bool
+
+
+class Answer(BaseModel):
+    turn_id: str
+    session_id: str
+    message_id: int
+    text: str
+    sources: list[Source]
+    finish_reason: str
+    usage: Usage
+
+
+class IngestedDocument(BaseModel):
+    document_id: str
+    chunks: int
+    status: Literal["stored", "unchanged", "failed"]
+    error: str | None = None
+
+
+class IngestedDocuments(BaseModel):
+    documents: list[IngestedDocument]
+
+
+class DocumentEntry(BaseModel):
+    id: str
+    title: str
+    metadata: dict[str, Any]
+    content_hash: str
+    chunk_count: int
+    chars: int
+    created_at: float
+    updated_at: float
+
+
+class Document(DocumentEntry):
+    text: str
+
+
+class DocumentList(BaseModel):
+    """In the order of their ids. Where `has_more`, ask again with `after` the last id."""
+
+    documents: list[DocumentEntry]
+    has_more: bool
+
+
+class SearchResult(Source):
+    metadata: dict[str, Any]
+
+
+class SearchResults(BaseModel):
+    """Best first. `cached`: found by an earlier, equal search of the same documents."""
+
+    results: list[SearchResult]
+    cached: bool
+
+
+class Item(BaseModel):
+    key: str
+    value: Any
+    updated_at: float
+    expires_at: float | None
+
+
+class ItemList(BaseModel):
+    items: list[Item]
+
+
+class RateLimitDecision(BaseModel):
+    allowed: bool
+    remaining: float
+    retry_after_s: float
+
+
+class RateLimitUsage(BaseModel):
+    client: str
+    capacity: float
+    refill_per_second: float
+    remaining: float
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """What can't be reached, by part; nothing where the status is ok."""
+
+    status: Literal["ok", "unavailable"]
+    failing: dict[str, str]

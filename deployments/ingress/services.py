@@ -1,0 +1,36 @@
+"""What do the routes work with?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import Request
+from ray.serve.handle import DeploymentHandle
+
+from actors import RayBackend
+from configs.service import ServiceConfig
+from configs.tenant import TenantConfig
+from deployments.keyring import Keyring
+from deployments.limiter import Limiter
+from deployments.sessions import Sessions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """All that an ingress replica holds, made once."""
+
+    config: ServiceConfig
+    tenants: Mapping[str, TenantConfig]
+    objects: RayBackend
+    keyring: Keyring
+    limiter: Limiter
+    sessions: Sessions
+    chat: DeploymentHandle
+    ingest: DeploymentHandle
+    search: DeploymentHandle
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services

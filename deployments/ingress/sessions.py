@@ -1,0 +1,97 @@
+"""/chat/sessions: conversations and their messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from actors import InvalidArgument
+from deployments.ingress import replies
+from deployments.ingress.access import ChatCaller
+from deployments.ingress.fields import Body, HistoryLimit, Limit, SessionMetadataField, Text, Title, TtlSeconds, UserId
+from deployments.ingress.replies import reply
+from deployments.ingress.services import services_of
+
+router = APIRouter(prefix="/chat/sessions", tags=["sessions"])
+
+
+class NewSession(Body):
+    title: Title | None = None
+    user_id: UserId | None = None
+    metadata: SessionMetadataField | None = None
+    ttl_s: TtlSeconds | None = Field(default=None, description="seconds after its last use until it expires")
+
+
+class SessionChanges(Body):
+    title: Title | None = None
+    metadata: SessionMetadataField | None = None
+
+
+class NewMessage(Body):
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[Text, Field(min_length=1)]
+
+
+@router.post("", status_code=201, response_model=replies.Session)
+async def create(request: Request, caller: ChatCaller, body: NewSession | None = None) -> Response:
+    body = body or NewSession()
+    session = await services_of(request).sessions.create(
+        caller.tenant, user_id=body.user_id, title=body.title, metadata=body.metadata, ttl_s=body.ttl_s
+    )
+    return reply(session, 201)
+
+
+@router.get("", response_model=replies.SessionList)
+async def page(
+    request: Request,
+    caller: ChatCaller,
+    limit: Limit = 20,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    user_id: Annotated[str | None, Query(max_length=256)] = None,
+) -> Response:
+    return reply(await services_of(request).sessions.page(caller.tenant, limit=limit, after=after, user_id=user_id))
+
+
+@router.get("/{session_id}", response_model=replies.Session)
+async def read(request: Request, caller: ChatCaller, session_id: str) -> Response:
+    return reply(await services_of(request).sessions.metadata(caller.tenant, session_id))
+
+
+@router.patch("/{session_id}", response_model=replies.Session)
+async def update(request: Request, caller: ChatCaller, session_id: str, body: SessionChanges) -> Response:
+    """Changes the fields that are given; null clears one."""
+    changes: dict[str, Any] = body.model_dump(exclude_unset=True)
+    return reply(await services_of(request).sessions.update(caller.tenant, session_id, changes))
+
+
+@router.delete("/{session_id}", status_code=204)
+async def delete(request: Request, caller: ChatCaller, session_id: str) -> Response:
+    """Its data is gone from disk when this is answered."""
+    await services_of(request).sessions.delete(caller.tenant, session_id)
+    return Response(status_code=204)
+
+
+@router.get("/{session_id}/messages", response_model=replies.MessageList)
+async def history(
+    request: Request,
+    caller: ChatCaller,
+    session_id: str,
+    limit: HistoryLimit = 50,
+    before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
+) -> Response:
+    """The newest messages, or the newest before one of them, oldest first."""
+    return reply(await services_of(request).sessions.history(caller.tenant, session_id, limit=limit, before=before))
+
+
+@router.post("/{session_id}/messages", status_code=201, response_model=replies.AppendedMessage)
+async def append(request: Request, caller: ChatCaller, session_id: str, body: NewMessage) -> Response:
+    """Adds a message without asking for an answer."""
+    services = services_of(request)
+    if len(body.content) > services.config.limits.message_chars_max:
+        raise InvalidArgument(
+            "content", body.content, f"has more than {services.config.limits.message_chars_max} characters"
+        )
+    appended = await services.sessions.append(caller.tenant, session_id, body.role, body.content)
+    return reply({"id": appended["id"], "created_at": appended["created_at"]}, 201)

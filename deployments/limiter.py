@@ -1,0 +1,109 @@
+"""May this client make this request now?
+
+Each client has a `TokenBucket` keyed `tenant:client`. What makes a client is the tenant's choice: API key, address,
+user, a header, or several of them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from actors import ObjectReset, RayBackend, TokenBucket
+from actors.runtime.object_id import encode_part
+from actors.token_bucket import Decision, Limit
+from configs.tenant import TenantConfig
+from deployments.errors import QuotaExceeded
+from deployments.keyring import Principal
+
+USER_HEADER = "x-user-id"
+#: A longer part of a client's name is replaced by its hash: object names are bounded.
+CLIENT_PART_CHARS_MAX = 64
+#: A bucket whose host is restarting is asked again this often. A lost try may have taken tokens; none gives any.
+CHECK_TRIES_MAX = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requester:
+    """What a request shows of the client behind it. Header names are in lower case."""
+
+    principal: Principal
+    address: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a client has left."""
+
+    client: str
+    capacity: float
+    refill_per_second: float
+    remaining: float
+
+
+class Limiter:
+    """Checks clients against their buckets."""
+
+    def __init__(self, objects: RayBackend, tenants: Mapping[str, TenantConfig]) -> None:
+        self._buckets = objects.namespace(TokenBucket)
+        self._parts = {name: tenant.limits.client_key for name, tenant in tenants.items()}
+        self._limits = {
+            name: Limit(tenant.limits.refill_per_second, tenant.limits.capacity) for name, tenant in tenants.items()
+        }
+
+    def client_of(self, requester: Requester) -> str:
+        """The client's name: the parts that the tenant chose, each encoded so that none can pose as two."""
+        values = []
+        for part in self._parts[requester.principal.tenant]:
+            if part == "api_key":
+                value = requester.principal.key_id
+            elif part == "ip":
+                value = requester.address
+            elif part == "user":
+                value = requester.headers.get(USER_HEADER, "")
+            else:
+                value = requester.headers.get(part.removeprefix("header:"), "")
+            if len(value) > CLIENT_PART_CHARS_MAX:
+                value = "sha256=" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+            values.append(encode_part(value))
+        return "&".join(values) or "-"
+
+    async def charge(self, requester: Requester, cost: float) -> None:
+        """
+        Raises:
+            QuotaExceeded: the client's bucket can't pay; says when it can.
+        """
+        decision = await self.check(requester, cost)
+        if not decision.allowed:
+            raise QuotaExceeded(decision.retry_after_s)
+
+    async def check(self, requester: Requester, cost: float) -> Decision:
+        """Takes `cost` tokens from the client's bucket if they are there."""
+        tenant = requester.principal.tenant
+        bucket = self._buckets.get(tenant, self.client_of(requester))
+        for tries_left in reversed(range(CHECK_TRIES_MAX)):
+            try:
+                decision: Decision = await bucket.check(cost, self._limits[tenant])
+                return decision
+            except ObjectReset:
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def usage(self, requester: Requester) -> Usage:
+        tenant = requester.principal.tenant
+        client = self.client_of(requester)
+        limit = self._limits[tenant]
+        state = await self._buckets.get(tenant, client).usage(limit)
+        return Usage(
+            client=client,
+            capacity=limit.capacity,
+            refill_per_second=limit.refill_per_second,
+            remaining=state.tokens,
+        )
+
+    async def reset(self, tenant: str, client: str) -> None:
+        """Fills one client's bucket."""
+        await self._buckets.get(tenant, client).reset()

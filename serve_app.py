@@ -1,0 +1,75 @@
+"""Which parts make the service, and how are they joined?
+
+`app` is what `serve run serve_app:app`, `serve deploy` and KubeRay run. Nothing imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ray.serve import Application
+
+from actors import ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket
+from actors.runtime.host import HostSettings
+from actors.runtime.placement import Cluster
+from configs.loading import load_service, load_tenants
+from configs.service import ServiceConfig
+from configs.tenant import TenantConfig
+from deployments.chat import Chat
+from deployments.embedded_model import EmbeddedSettings
+from deployments.embedding import Embedding
+from deployments.extract import ExtractionLimits
+from deployments.ingest import Ingest
+from deployments.ingress.deployment import Ingress
+from deployments.model import Model
+from deployments.search import Search
+from deployments.vectors import Vectors
+
+CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory)
+
+
+def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Cluster:
+    """The objects' side of the configuration."""
+    dedicated = {
+        (tenant.tenant, durable_class.__name__)
+        for tenant in tenants.values()
+        for durable_class in CLASSES
+        if tenant.placement.of(durable_class.__name__) == "dedicated"
+    }
+    return Cluster(
+        data_dir=config.data_dir,
+        classes=CLASSES,
+        settings=HostSettings(
+            slots=config.objects.slots,
+            idle_after_s=config.objects.idle_after_s,
+            resident_objects_max=config.objects.resident_objects_max,
+        ),
+        hosts=config.objects.hosts,
+        dedicated=frozenset(dedicated),
+        dedicated_max=config.objects.dedicated_max,
+        host_resource=config.objects.host_resource,
+    )
+
+
+def build(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Application:
+    """The whole service. Reads and writes nothing: the parts begin where they run."""
+    cluster = cluster_of(config, tenants)
+    vectors = Vectors(path=str(config.data_dir / "vectors"), host_resource=config.objects.host_resource)
+    uses_embedded_model = any(tenant.model.base_url is None for tenant in tenants.values())
+    extraction = ExtractionLimits(
+        size_bytes_max=config.limits.body_bytes_max,
+        text_chars_max=config.ingest.text_chars_max,
+        pdf_pages_max=config.ingest.pdf_pages_max,
+        timeout_s=config.ingest.extract_timeout_s,
+    )
+    model = Model.bind(embedded=EmbeddedSettings() if uses_embedded_model else None)
+    embedding = Embedding.bind()
+    retrieval = {tenant.tenant: tenant.retrieval for tenant in tenants.values()}
+    search = Search.bind(cluster=cluster, retrieval=retrieval, embedding=embedding, vectors=vectors)
+    ingest = Ingest.bind(cluster=cluster, limits=extraction, embedding=embedding, vectors=vectors)
+    chat = Chat.bind(cluster=cluster, tenants=tenants, model=model, search=search)
+    return Ingress.bind(config=config, tenants=tenants, cluster=cluster, chat=chat, ingest=ingest, search=search)
+
+
+_config = load_service(os.environ)
+app = build(_config, load_tenants(_config))
