@@ -15,14 +15,14 @@ from actors.runtime.placement import Cluster
 from configs.loading import load_service, load_tenants
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
-from deployments.chat import Chat
+from deployments.chat import ChatDeployment
 from deployments.embedded_model import EmbeddedSettings
-from deployments.embedding import Embedding
+from deployments.embedding import EmbeddingDeployment
 from deployments.extract import ExtractionLimits
-from deployments.ingest import Ingest
-from deployments.ingress.deployment import Ingress
-from deployments.model import Model
-from deployments.search import Search
+from deployments.ingest import IngestDeployment
+from deployments.ingress.deployment import IngressDeployment
+from deployments.model import ModelDeployment
+from deployments.search import SearchDeployment
 from deployments.vectors import Vectors
 
 CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory)
@@ -62,13 +62,16 @@ def build(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Applicatio
         pdf_pages_max=config.ingest.pdf_pages_max,
         timeout_s=config.ingest.extract_timeout_s,
     )
-    model = Model.bind(embedded=EmbeddedSettings() if uses_embedded_model else None)
-    embedding = Embedding.bind()
+    model = ModelDeployment.bind(embedded=EmbeddedSettings() if uses_embedded_model else None)
+    embedding = EmbeddingDeployment.bind()
     retrieval = {tenant.tenant: tenant.retrieval for tenant in tenants.values()}
-    search = Search.bind(cluster=cluster, retrieval=retrieval, embedding=embedding, vectors=vectors)
-    ingest = Ingest.bind(cluster=cluster, limits=extraction, embedding=embedding, vectors=vectors)
-    chat = Chat.bind(cluster=cluster, tenants=tenants, model=model, search=search)
-    return Ingress.bind(config=config, tenants=tenants, cluster=cluster, chat=chat, ingest=ingest, search=search)
+    search = SearchDeployment.bind(cluster=cluster, retrieval=retrieval, embedding=embedding, vectors=vectors)
+    ingest = IngestDeployment.bind(cluster=cluster, limits=extraction, embedding=embedding, vectors=vectors)
+    chat = ChatDeployment.bind(cluster=cluster, tenants=tenants, model=model, search=search)
+    application: Application = IngressDeployment.bind(
+        config=config, tenants=tenants, cluster=cluster, chat=chat, ingest=ingest, search=search
+    )
+    return application
 
 
 _config = load_service(os.environ)

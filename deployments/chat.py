@@ -80,13 +80,6 @@ class Turn:
         return bool(self._events)
 
 
-@serve.deployment(
-    num_replicas=1,
-    max_ongoing_requests=TURNS_AT_ONCE_MAX,
-    max_queued_requests=TURNS_AT_ONCE_MAX,
-    ray_actor_options={"num_cpus": 0.2},
-    graceful_shutdown_timeout_s=30,
-)
 class Chat:
     """Answers questions within sessions."""
 
@@ -193,8 +186,8 @@ class Chat:
                 raise ModelUnavailable("the answer broke off", 1.0)
         except Exception:
             if text:  # what was shown is kept
-                data = {"turn_id": turn_id, "sources": sources, "finish_reason": "incomplete"}
-                await self._append(session, "assistant", "".join(text), data=data)
+                partial = {"turn_id": turn_id, "sources": sources, "finish_reason": "incomplete"}
+                await self._append(session, "assistant", "".join(text), data=partial)
             raise
         usage = {
             "input_tokens": finished.input_tokens,
@@ -284,3 +277,13 @@ def _as_event(error: Exception) -> dict[str, Any]:
         "retryable": retryable,
         "retry_after_s": getattr(error, "retry_after_s", None),
     }
+
+
+# Not a decorator of the class: type checkers take a decorated class for the class itself, which has no `bind`.
+ChatDeployment: Any = serve.deployment(
+    num_replicas=1,
+    max_ongoing_requests=TURNS_AT_ONCE_MAX,
+    max_queued_requests=TURNS_AT_ONCE_MAX,
+    ray_actor_options={"num_cpus": 0.2},
+    graceful_shutdown_timeout_s=30,
+)(Chat)

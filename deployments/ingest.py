@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -63,12 +63,6 @@ class Ingested(NamedTuple):
     error: str | None = None
 
 
-@serve.deployment(
-    num_replicas=1,
-    max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
-    max_queued_requests=REQUESTS_AT_ONCE_MAX,
-    ray_actor_options={"num_cpus": 0.2},
-)
 class Ingest:
     """Stores and removes documents."""
 
@@ -191,3 +185,12 @@ def _chunk(document_id: str, version: str, piece: Chunk) -> NewChunk:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# Not a decorator of the class: type checkers take a decorated class for the class itself, which has no `bind`.
+IngestDeployment: Any = serve.deployment(
+    num_replicas=1,
+    max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
+    max_queued_requests=REQUESTS_AT_ONCE_MAX,
+    ray_actor_options={"num_cpus": 0.2},
+)(Ingest)

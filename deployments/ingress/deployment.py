@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -27,13 +28,6 @@ from deployments.sessions import Sessions
 REQUESTS_AT_ONCE_MAX = 500
 
 
-@serve.deployment(
-    num_replicas=1,
-    max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
-    ray_actor_options={"num_cpus": 0.2},
-    graceful_shutdown_timeout_s=10,
-)
-@serve.ingress()
 class Ingress:
     """Authenticates, limits and forwards."""
 
@@ -62,3 +56,12 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return app.build(self._services)
+
+
+# Not a decorator of the class: type checkers take a decorated class for the class itself, which has no `bind`.
+IngressDeployment: Any = serve.deployment(
+    num_replicas=1,
+    max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
+    ray_actor_options={"num_cpus": 0.2},
+    graceful_shutdown_timeout_s=10,
+)(serve.ingress()(Ingress))

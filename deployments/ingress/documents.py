@@ -25,7 +25,7 @@ class JsonDocument(Body):
     id: DocumentId | None = Field(default=None, description="stored in place of the document of the same id")
     title: Title | None = None
     text: Annotated[Text, Field(min_length=1)]
-    metadata: DocumentMetadata = {}
+    metadata: DocumentMetadata = Field(default_factory=dict)
 
 
 class JsonDocuments(Body):

@@ -49,7 +49,7 @@ def problem(
     title: str | None = None,
     retry_after_s: float | None = None,
     headers: Mapping[str, str] | None = None,
-    **more: Any,
+    more: Mapping[str, Any] | None = None,
 ) -> Response:
     """A problem response. `more` are members of the body beside those of the RFC."""
     body = {
@@ -57,7 +57,7 @@ def problem(
         "title": title or http.HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        **more,
+        **(more or {}),
     }
     all_headers = dict(headers or {})
     if retry_after_s is not None:
@@ -76,7 +76,7 @@ def problem_of(error: Exception) -> Response:
             headers = {"WWW-Authenticate": 'Bearer realm="mobula"'}
             return problem(401, "a known API key is needed: Authorization: Bearer <key>", headers=headers)
         case Forbidden():
-            return problem(403, f"the key lacks the scope {error.scope!r}", scope=error.scope)
+            return problem(403, f"the key lacks the scope {error.scope!r}", more={"scope": error.scope})
         case ObjectNotFound():
             return problem(404, "there is no such thing, or it is not yours")
         case BodyTooLarge():
@@ -84,7 +84,7 @@ def problem_of(error: Exception) -> Response:
         case InvalidArgument():
             return invalid([{"field": error.field, "problem": error.problem, "value": error.value}])
         case ModelRefused():
-            return problem(422, f"the model refused: {error.problem}", code=error.code)
+            return problem(422, f"the model refused: {error.problem}", more={"code": error.code})
         case QuotaExceeded():
             return problem(
                 429,
@@ -92,7 +92,7 @@ def problem_of(error: Exception) -> Response:
                 problem_type=QUOTA_EXCEEDED,
                 title="Request cannot be satisfied as assigned quota has been exceeded",
                 retry_after_s=error.retry_after_s,
-                **{"violated-policies": ["default"]},
+                more={"violated-policies": ["default"]},
             )
         case ModelTimeout():
             return problem(504, f"the model gave no whole answer within {error.timeout_s:g} s")
@@ -116,7 +116,7 @@ def unavailable(retry_after_s: float | None) -> Response:
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Response:
     """422, naming each field with its value."""
     first = errors[0]
-    return problem(422, f"{first['field']}: {first['problem']}", errors=list(errors))
+    return problem(422, f"{first['field']}: {first['problem']}", more={"errors": list(errors)})
 
 
 def _validation_problem(error: RequestValidationError) -> Response:
