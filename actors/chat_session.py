@@ -7,12 +7,13 @@ are numbered from 1 in the order in which they were acknowledged; of more than `
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, TypedDict
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, ObjectNotFound, exactly_once, idempotent, read
+from actors.runtime import DurableObject, InvalidArgument, ObjectNotFound, exactly_once, idempotent, read
 
 MESSAGES_MAX_DEFAULT = 1000
 HISTORY_PAGE_MAX = 1000
@@ -89,7 +90,20 @@ class ChatSession(DurableObject):
         ttl_s: float | None = None,
         messages_max: int = MESSAGES_MAX_DEFAULT,
     ) -> SessionMetadata:
-        """Makes the session; one that exists is left as it is and returned."""
+        """Makes the session; one that exists is left as it is and returned, and one that expired gives way.
+
+        Raises:
+            InvalidArgument: the time to live or the number of messages is not above 0.
+        """
+        if ttl_s is not None and not 0 < ttl_s < math.inf:
+            raise InvalidArgument("ttl_s", ttl_s, "must be a number of seconds above 0")
+        if messages_max < 1:
+            raise InvalidArgument("messages_max", messages_max, "must be at least 1")
+        rows = self.storage.sql("SELECT last_active_at, ttl_s FROM session")
+        if rows and self._is_over(*rows[0]):
+            # Not `delete_all`: that would take what is written below along.
+            self.storage.sql("DELETE FROM message")
+            self.storage.sql("DELETE FROM session")
         now = self.clock.now()
         self.storage.sql(
             "INSERT INTO session (only, user_id, title, metadata, created_at, last_active_at, ttl_s, messages_max)"

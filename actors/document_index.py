@@ -14,12 +14,15 @@ from typing import Any, TypedDict
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, exactly_once, read
+from actors.runtime import DurableObject, InvalidArgument, exactly_once, read
 
 PAGE_MAX = 100
 MATCHES_MAX = 200
 #: Words of a query that are looked for; a longer one is a text, and its first words say what it is about.
 QUERY_WORDS_MAX = 32
+WHERE_FIELDS_MAX = 32
+# A letter may be written as a plain one and combining accents; the index takes both for the same.
+_WORD = re.compile(r"[\w\u0300-\u036f]+")
 
 migrations = Migrations("document_index")
 
@@ -30,7 +33,8 @@ Scalar = str | int | float | bool
 def create_tables(database: Database) -> None:
     database.execute(
         "CREATE TABLE document (id TEXT PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL,"
-        " content_hash TEXT NOT NULL, chunk_count INTEGER NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL)"
+        " content_hash TEXT NOT NULL, chunk_count INTEGER NOT NULL, chars INTEGER NOT NULL, created_at REAL NOT NULL,"
+        " updated_at REAL NOT NULL)"
     )
     database.execute(
         "CREATE TABLE chunk (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,"
@@ -40,7 +44,7 @@ def create_tables(database: Database) -> None:
     database.execute("CREATE INDEX chunk_document_id ON chunk (document_id)")
     database.execute(
         "CREATE VIRTUAL TABLE chunk_words USING fts5 (heading, text, content='chunk', content_rowid='number',"
-        " tokenize='porter unicode61')"
+        " tokenize='porter unicode61 remove_diacritics 2')"
     )
     database.execute(
         "CREATE TRIGGER chunk_added AFTER INSERT ON chunk BEGIN"
@@ -94,7 +98,7 @@ class DocumentPage(TypedDict):
     has_more: bool
 
 
-_ENTRY = "id, title, metadata, content_hash, chunk_count, length(text), created_at, updated_at"
+_ENTRY = "id, title, metadata, content_hash, chunk_count, chars, created_at, updated_at"
 
 
 class DocumentIndex(DurableObject):
@@ -123,21 +127,29 @@ class DocumentIndex(DurableObject):
         """Stores a document in place of what was there.
 
         Returns:
-            The ids of the chunks that it replaced. Their vectors can go.
+            The ids of the chunks that it replaced and that are no longer here. Their vectors can go.
+
+        Raises:
+            InvalidArgument: the metadata holds a number that JSON can't.
         """
+        try:
+            encoded_metadata = json.dumps(dict(metadata), allow_nan=False)
+        except ValueError:
+            raise InvalidArgument("metadata", dict(metadata), "must be JSON, without NaN and infinity") from None
         now = self.clock.now()
         replaced = self._remove_chunks(document_id)
         self.storage.sql(
-            "INSERT INTO document VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+            "INSERT INTO document VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
             " title = excluded.title, text = excluded.text, metadata = excluded.metadata,"
-            " content_hash = excluded.content_hash, chunk_count = excluded.chunk_count,"
+            " content_hash = excluded.content_hash, chunk_count = excluded.chunk_count, chars = excluded.chars,"
             " updated_at = excluded.updated_at",
             document_id,
             title,
             text,
-            json.dumps(dict(metadata)),
+            encoded_metadata,
             content_hash,
             len(chunks),
+            len(text),
             now,
             now,
         )
@@ -146,7 +158,8 @@ class DocumentIndex(DurableObject):
             [(c["id"], document_id, c["heading"], c["text"], c["start"], c["end"]) for c in chunks],
         )
         self._bump_revision()
-        return replaced
+        kept = {c["id"] for c in chunks}
+        return [chunk_id for chunk_id in replaced if chunk_id not in kept]
 
     @exactly_once
     def delete(self, document_id: str) -> list[str] | None:
@@ -179,8 +192,13 @@ class DocumentIndex(DurableObject):
 
         Args:
             where: what the document's metadata must hold.
+
+        Raises:
+            InvalidArgument: `where` names too many fields.
         """
-        words = re.findall(r"\w+", query)[:QUERY_WORDS_MAX]
+        if where and len(where) > WHERE_FIELDS_MAX:
+            raise InvalidArgument("where", f"{len(where)} fields", f"must name at most {WHERE_FIELDS_MAX}")
+        words = _WORD.findall(query)[:QUERY_WORDS_MAX]
         if not words:
             return []
         # Each word quoted, so that none is an operator of the query language.

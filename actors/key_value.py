@@ -6,6 +6,7 @@ Values are anything that JSON can hold. A value put with a time to live is gone 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, TypedDict
 
 from sqlite_utils import Database
@@ -18,6 +19,7 @@ VALUE_BYTES_MAX = 1024 * 1024
 LIST_MAX = 1000
 #: Expired values are removed a few with each put, so that none pays for all.
 _EXPIRED_REMOVED_PER_PUT = 8
+_LAST_CHAR = "\U0010ffff"
 
 migrations = Migrations("key_value")
 
@@ -61,16 +63,18 @@ class KeyValue(DurableObject):
             keep_newest: how many keys the object keeps at most; those put longest ago leave. For caches.
 
         Raises:
-            InvalidArgument: the key or the value is too long, or the value is not JSON.
+            InvalidArgument: the key or the value is too long, the value is not JSON, or the time to live is no time.
         """
         if not 0 < len(key) <= KEY_CHARS_MAX:
             raise InvalidArgument("key", key, f"must have 1 to {KEY_CHARS_MAX} characters")
         try:
             encoded = json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            raise InvalidArgument("value", value, "must be JSON") from None
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidArgument("value", type(value).__name__, "must be JSON") from None
         if len(encoded) > VALUE_BYTES_MAX:
             raise InvalidArgument("value", f"{len(encoded)} bytes", f"must have at most {VALUE_BYTES_MAX} bytes")
+        if ttl_s is not None and not 0 <= ttl_s < math.inf:
+            raise InvalidArgument("ttl_s", ttl_s, "must be a number of seconds from 0")
         now = self.clock.now()
         expires_at = None if ttl_s is None else now + ttl_s
         self.storage.sql("INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?)", key, encoded, now, expires_at)
@@ -80,9 +84,12 @@ class KeyValue(DurableObject):
             _EXPIRED_REMOVED_PER_PUT,
         )
         if keep_newest is not None:
+            # This key apart: after the clock went back it is the newest and does not look it.
             self.storage.sql(
-                "DELETE FROM item WHERE key IN (SELECT key FROM item ORDER BY updated_at DESC LIMIT -1 OFFSET ?)",
-                keep_newest,
+                "DELETE FROM item WHERE key IN"
+                " (SELECT key FROM item WHERE key <> ? ORDER BY updated_at DESC LIMIT -1 OFFSET ?)",
+                key,
+                max(0, keep_newest - 1),
             )
         return {"key": key, "value": value, "updated_at": now, "expires_at": expires_at}
 
@@ -98,11 +105,11 @@ class KeyValue(DurableObject):
         """Items whose key starts with `prefix`, in the order of their keys, from behind the key `after`."""
         rows = self.storage.sql(
             "SELECT key, value, updated_at, expires_at FROM item"
-            " WHERE key >= ? AND key > ? AND substr(key, 1, ?) = ? AND ifnull(expires_at, ?) > ? ORDER BY key LIMIT ?",
+            " WHERE key >= ? AND key <= ? AND key > ? AND ifnull(expires_at, ?) > ? ORDER BY key LIMIT ?",
             prefix,
+            # The last key that can start so. Not substr(), which reads on behind the last match and stops at a NUL.
+            prefix + _LAST_CHAR * (KEY_CHARS_MAX - len(prefix)),
             after,
-            len(prefix),
-            prefix,
             *self._alive(),
             max(1, min(limit, LIST_MAX)),
         )

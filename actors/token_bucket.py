@@ -73,7 +73,8 @@ def take(state: State | None, limit: Limit, cost: float, now: float) -> tuple[St
     Raises:
         InvalidArgument: the cost is negative, infinite or no number.
     """
-    if not (math.isfinite(cost) and cost >= 0):
+    # Not math.isfinite: it raises for a whole number too large for a float.
+    if not 0 <= cost < math.inf:
         raise InvalidArgument("cost", cost, "must be a number from 0")
     state = refill(state, limit, now)
     if cost <= state.tokens:

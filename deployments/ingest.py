@@ -13,8 +13,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -26,11 +25,11 @@ from actors.runtime.namespace import Stub
 from actors.runtime.placement import Cluster
 from deployments.chunk import Chunk, Chunker
 from deployments.document_errors import DocumentError, DocumentTooLarge, UnreadableDocument
-from deployments.embedding import TEXTS_MAX
+from deployments.documents import INDEX_NAME, Ingested, NewDocument
+from deployments.encoder import TEXTS_MAX
 from deployments.errors import ServiceError
 from deployments.extract import ExtractionLimits, Extractor
 from deployments.plain_text import normalise, one_line
-from deployments.search import DOCUMENTS_NAME
 from deployments.vector_store import VectorItem
 from deployments.vectors import Vectors
 
@@ -39,28 +38,6 @@ logger = logging.getLogger("mobula.ingest")
 REQUESTS_AT_ONCE_MAX = 64
 #: Documents of one request that are worked on side by side: one is embedded while the next is read.
 DOCUMENTS_AT_ONCE = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewDocument:
-    """A document as it was sent: `text`, or else the bytes of a file."""
-
-    id: str | None = None
-    title: str | None = None
-    text: str | None = None
-    filename: str = "document"
-    content_type: str | None = None
-    data: bytes = b""
-    metadata: Mapping[str, Scalar] = field(default_factory=dict)
-
-
-class Ingested(NamedTuple):
-    """What became of one document. `error` is for its sender, and None unless it failed."""
-
-    document_id: str
-    chunks: int
-    status: Literal["stored", "unchanged", "failed"]
-    error: str | None = None
 
 
 class Ingest:
@@ -169,7 +146,7 @@ class Ingest:
             await self._vectors.upsert(tenant, items)
 
     def _index(self, tenant: str) -> Stub[DocumentIndex]:
-        return self._documents.get(tenant, DOCUMENTS_NAME)
+        return self._documents.get(tenant, INDEX_NAME)
 
 
 def _chunk(document_id: str, version: str, piece: Chunk) -> NewChunk:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -23,20 +23,13 @@ from actors.document_index import Passage, Scalar
 from actors.key_value import VALUE_BYTES_MAX
 from actors.runtime.placement import Cluster
 from configs.tenant import RetrievalConfig
+from deployments.documents import INDEX_NAME, Found
 from deployments.ranking import fuse
 from deployments.vectors import Vectors
 
-DOCUMENTS_NAME = "documents"
 CACHE_NAME = "search-cache"
 CACHED_RESULTS_MAX = 1000
 REQUESTS_AT_ONCE_MAX = 200
-
-
-class Found(NamedTuple):
-    """Passages, best first, and whether they were found by an earlier search."""
-
-    passages: list[Passage]
-    cached: bool
 
 
 class Search:
@@ -62,7 +55,7 @@ class Search:
     ) -> Found:
         settings = self._retrieval[tenant]
         top_k = top_k or settings.top_k
-        documents = self._documents.get(tenant, DOCUMENTS_NAME)
+        documents = self._documents.get(tenant, INDEX_NAME)
         cache = self._caches.get(tenant, CACHE_NAME)
         key = _cache_key(query, top_k, where)
         if settings.cache_ttl_s > 0:

@@ -8,6 +8,7 @@ behind a savepoint; their replies are held until it is committed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import types
@@ -16,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from actors.runtime import sqlite
-from actors.runtime.call import RETURNED, Reply, raised, returned, unpack_arguments
+from actors.runtime.call import RETURNED, Reply, failed, raised, returned, unpack_arguments
 from actors.runtime.clock import Clock
 from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset, RequestReused
 from actors.runtime.object import DurableObject, MethodSpec, Repeat
@@ -30,6 +31,9 @@ logger = logging.getLogger("mobula.objects")
 REQUESTS_KEPT_S = 86_400.0
 #: Expired requests are removed a few with each new one, so that no turn pays for a day's worth.
 _REQUESTS_PRUNED_PER_TURN = 4
+
+#: Raised to end a process, a generator or a task. Out of a method they end the turn, not the host with all its objects.
+_NOT_FOR_THE_HOST = (SystemExit, GeneratorExit, asyncio.CancelledError)
 
 
 class Turn:
@@ -49,6 +53,8 @@ class Turn:
         self._waiters: list[asyncio.Future[Reply]] = []
 
     def settle(self, reply: Reply) -> None:
+        if self.reply is not None:
+            return  # its host stopped, and said so
         self.reply = reply
         for waiter in self._waiters:
             if not waiter.done():
@@ -65,13 +71,15 @@ class Turn:
 class Activation:
     """One object in its host. Not resident until `open` is called; may be closed and opened again between turns."""
 
-    __slots__ = ("_clock", "_open", "_task", "id", "instance", "last_used_s", "mailbox", "mailbox_bytes")
+    __slots__ = ("_clock", "_open", "_task", "_turn", "id", "instance", "last_used_s", "mailbox", "mailbox_bytes")
 
     def __init__(self, object_id: ObjectId, open_object: Callable[[ObjectId], DurableObject], clock: Clock) -> None:
         self.id = object_id
         self._open = open_object
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        #: What the task runs.
+        self._turn: Turn | None = None
         self.instance: DurableObject | None = None
         self.mailbox: deque[Turn] = deque()
         self.mailbox_bytes = 0
@@ -105,6 +113,17 @@ class Activation:
                 # What was committed is in the WAL, and the next activation reads it there.
                 logger.warning("object=%s closing failed: %s", self.id, error)
 
+    def abandon(self) -> None:
+        """Closes the object whatever it does. What runs and what waits is told that the host is stopping."""
+        stopping = raised(str(self.id), ObjectReset(str(self.id), "its host is stopping"))
+        if self._turn is not None:
+            self._turn.settle(stopping)
+        if self._task is not None and not self._task.get_loop().is_closed():
+            self._task.cancel()
+        while self.mailbox:
+            self._take().settle(stopping)
+        self.close()
+
     def run_waiting(self, age_max_s: float, resume: Callable[[Activation], None]) -> list[Turn]:
         """Runs the plain methods at the head of the mailbox, in one transaction that is left open.
 
@@ -131,13 +150,14 @@ class Activation:
                 turn.settle(raised(str(self.id), self._as_activation_error(error)))
                 continue
             if turn.method.is_async:
+                self._turn = turn
                 self._task = asyncio.get_running_loop().create_task(self._run_async(instance, turn, resume))
                 break
             if not self._run_plain(instance, turn, held):
                 break
             if instance.storage.delete_requested:
                 break
-        self.last_used_s = now_s
+        self.last_used_s = self._clock.monotonic()
         return held
 
     def commit(self, held: list[Turn]) -> None:
@@ -164,7 +184,7 @@ class Activation:
                 storage.savepoint()
             else:
                 storage.begin()
-        except sqlite.Error as error:
+        except (sqlite.Error, DurableError) as error:
             self._reset(error, [*held, turn])
             held.clear()
             return False
@@ -172,22 +192,35 @@ class Activation:
             reply = self._call_plain(instance, turn)
             if not storage.in_transaction:
                 raise RuntimeError(f"{turn.method.name} ended the transaction that it ran in")
+            if held:
+                storage.release()
         except Exception as error:  # whatever the author's method raises goes to the caller
             meaning = storage.what_it_means(error)
-            if meaning or not storage.in_transaction:
+            if meaning or not self._undo(storage, grouped=bool(held)):
                 self._reset(meaning or error, [*held, turn])
                 held.clear()
                 return False
-            turn.settle(raised(str(self.id), error))
-            if held:
+            reply = raised(str(self.id), error)
+            if not held:
+                turn.settle(reply)
+                return True
+            # It may tell of what earlier turns of the group wrote, so it waits for the commit as their replies do.
+        turn.held = reply
+        held.append(turn)
+        return True
+
+    @staticmethod
+    def _undo(storage: Storage, *, grouped: bool) -> bool:
+        """Undoes one turn. False where the turn, or its error, had ended the group's transaction."""
+        if not storage.in_transaction:
+            return False
+        try:
+            if grouped:
                 storage.rollback_to_savepoint()
             else:
                 storage.rollback()
-            return True
-        if held:
-            storage.release()
-        turn.held = reply
-        held.append(turn)
+        except sqlite.Error:
+            return False
         return True
 
     def _call_plain(self, instance: DurableObject, turn: Turn) -> Reply:
@@ -196,11 +229,23 @@ class Activation:
         if method.repeat is Repeat.EXACTLY_ONCE and turn.request_id:
             return self._call_once(instance, turn)
         before = storage.rows_changed
-        args, kwargs = unpack_arguments(turn.arguments)
-        reply = returned(method.function(instance, *args, **kwargs))
-        if method.repeat is Repeat.READ and storage.rows_changed != before:
-            raise RuntimeError(f"{method.name} is declared @read and wrote")
+        reply = self._invoke(instance, turn)
+        _require_unwritten(method, storage, before)
         return reply
+
+    def _invoke(self, instance: DurableObject, turn: Turn) -> Reply:
+        args, kwargs = unpack_arguments(turn.arguments)
+        try:
+            value = turn.method.function(instance, *args, **kwargs)
+        except _NOT_FOR_THE_HOST as error:
+            raise failed(str(self.id), error) from error
+        return self._pack(value)
+
+    def _pack(self, value: Any) -> Reply:
+        try:
+            return returned(value)
+        except Exception as error:  # pickling runs the value's own code, which may raise anything
+            raise failed(str(self.id), error) from error
 
     def _call_once(self, instance: DurableObject, turn: Turn) -> Reply:
         """Answers a request that was seen before from its record; records a new one with what it wrote."""
@@ -214,8 +259,7 @@ class Activation:
             if seen[0][0] != fingerprint:
                 raise RequestReused(str(self.id), turn.request_id)
             return RETURNED, seen[0][1]
-        args, kwargs = unpack_arguments(turn.arguments)
-        reply = returned(turn.method.function(instance, *args, **kwargs))
+        reply = self._invoke(instance, turn)
         now = instance.clock.now()
         storage.sql(
             f"DELETE FROM {REQUESTS_TABLE} WHERE request_id IN"  # noqa: S608  constants
@@ -235,16 +279,18 @@ class Activation:
         reset: Exception | None = None
         try:
             args, kwargs = unpack_arguments(turn.arguments)
-            value = await _commit_between_awaits(turn.method.function(instance, *args, **kwargs), instance.storage)
-            reply = returned(value)
-        except _CommitFailed as failed:
-            reset = failed.error
+            coroutine = turn.method.function(instance, *args, **kwargs)
+            reply = await _commit_between_awaits(coroutine, turn.method, instance.storage, self._pack)
+        except _StorageLost as lost:
+            reset = lost.error
         except asyncio.CancelledError:
-            reset = ObjectReset(str(self.id), "its host is stopping")
+            reset = ObjectReset(str(self.id), "the turn was cancelled")
+        except (SystemExit, GeneratorExit) as error:
+            reply = raised(str(self.id), failed(str(self.id), error))
         except Exception as error:  # whatever the author's method raises goes to the caller
             reset = instance.storage.what_it_means(error)
             reply = raised(str(self.id), error)
-        self._task = None
+        self._task = self._turn = None
         self.last_used_s = self._clock.monotonic()
         if reset:
             self._reset(reset, [turn])
@@ -274,7 +320,7 @@ class Activation:
         return ObjectFailed(str(self.id), type(error).__name__, f"activation failed: {error}")
 
 
-class _CommitFailed(Exception):
+class _StorageLost(Exception):
     """Tells a failed commit of this object from an error that its method raised."""
 
     def __init__(self, error: DurableError) -> None:
@@ -283,7 +329,9 @@ class _CommitFailed(Exception):
 
 
 @types.coroutine
-def _commit_between_awaits(coroutine: Coroutine[Any, Any, Any], storage: Storage) -> Generator[Any, Any, Any]:
+def _commit_between_awaits(
+    coroutine: Coroutine[Any, Any, Any], method: MethodSpec, storage: Storage, pack: Callable[[Any], Reply]
+) -> Generator[Any, Any, Reply]:
     """Drives an async method by hand, so that what it wrote is durable whenever it waits for the world outside.
 
     The step between two awaits runs in one transaction. It is committed before the awaited thing is handed to the event
@@ -292,31 +340,57 @@ def _commit_between_awaits(coroutine: Coroutine[Any, Any, Any], storage: Storage
     resume: Callable[[Any], Any] = coroutine.send
     value: Any = None
     while True:
-        storage.begin()
+        reply: Reply | None = None
+        awaited: Any = None
         try:
-            awaited = resume(value)
-        except StopIteration as stop:
-            _commit(storage)
-            return stop.value
-        except BaseException:
-            storage.rollback()
-            raise
-        try:
+            _begin(storage)
+            before = storage.rows_changed
+            try:
+                awaited = resume(value)
+            except StopIteration as stop:
+                reply = pack(stop.value)
+            _require_unwritten(method, storage, before)
             if storage.in_transaction_block:
                 raise RuntimeError("a storage.transaction() must not be held open across an await")
             _commit(storage)
         except BaseException:
-            coroutine.close()
-            storage.rollback()
+            _abandon_step(coroutine, storage)
             raise
+        if reply is not None:
+            return reply
         try:
             value, resume = (yield awaited), coroutine.send
         except BaseException as error:  # a cancellation, too, is for the method to see
             value, resume = error, coroutine.throw
 
 
+def _abandon_step(coroutine: Coroutine[Any, Any, Any], storage: Storage) -> None:
+    """Undoes a step that failed or could not be committed, and what the method's `finally` writes on its way out."""
+    with contextlib.suppress(DurableError):  # its host stopped, and closed the file: nothing can be written
+        if not storage.in_transaction:
+            storage.begin()
+    try:
+        coroutine.close()
+    except Exception as error:  # the author's code again; the failure that led here is the one to report
+        logger.warning("an async method failed while it was ended: %s", error)
+    with contextlib.suppress(sqlite.Error):  # the next `begin` finds it still open, and resets the object
+        storage.rollback()
+
+
+def _require_unwritten(method: MethodSpec, storage: Storage, rows_changed_before: int) -> None:
+    if method.repeat is Repeat.READ and (storage.rows_changed != rows_changed_before or storage.delete_requested):
+        raise RuntimeError(f"{method.name} is declared @read and wrote")
+
+
+def _begin(storage: Storage) -> None:
+    try:
+        storage.begin()
+    except DurableError as error:
+        raise _StorageLost(error) from error
+
+
 def _commit(storage: Storage) -> None:
     try:
         storage.commit()
     except DurableError as error:
-        raise _CommitFailed(error) from error
+        raise _StorageLost(error) from error

@@ -6,6 +6,7 @@ that want durable objects and no cluster. Files, locks and semantics are those o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -39,10 +40,11 @@ class LocalBackend:
         settings = settings or HostSettings()
         record_slots(data_dir, settings.slots)
         self._locks: list[SlotLock] = []
+        owner = f"process {os.getpid()}, without Ray"
         try:
             for slot in range(settings.slots):
                 path = data_dir / "slots" / f"{slot:03d}.lock"
-                self._locks.append(SlotLock(path, "a process without Ray", wait_s=lock_wait_s))
+                self._locks.append(SlotLock(path, owner, wait_s=lock_wait_s))
         except BaseException:
             self._release()
             raise
@@ -61,6 +63,8 @@ class LocalBackend:
         return Namespace(self, self._specs[durable_class])
 
     async def send(self, object_id: ObjectId, call: Call) -> Reply:
+        if not self._locks:
+            raise RuntimeError("this backend was closed")
         return await self._lane.call(call)
 
     def send_ref(self, object_id: ObjectId, call: Call) -> NoReturn:

@@ -44,6 +44,8 @@ START_TIMEOUT_S = 60.0
 #: Lanes of dedicated objects that a caller keeps, and ended dedicated hosts that the control actor remembers.
 _LANES_MAX = 10_000
 _RETIRED_REMEMBERED = 1_000
+#: A dedicated host that does not say how idle it is by then is not idle.
+_ASK_TIMEOUT_S = 1.0
 _ACTOR_OPTIONS: dict[str, Any] = {
     "lifetime": "detached",
     "get_if_exists": True,
@@ -223,11 +225,12 @@ class Control:
     async def _ask_all(self, ask: Callable[[ActorHandle], Awaitable[float]]) -> list[tuple[ObjectId, float]]:
         async def one(object_id: ObjectId, handle: ActorHandle) -> tuple[ObjectId, float]:
             try:
-                return object_id, await ask(handle)
+                async with asyncio.timeout(_ASK_TIMEOUT_S):
+                    return object_id, await ask(handle)
             except ActorDiedError:
                 self._dedicated.pop(object_id, None)  # ended by somebody else; the next call starts it again
-            except RayActorError:
-                pass  # restarting
+            except (RayActorError, TimeoutError):
+                pass  # restarting, in a long turn, or waiting for a node to start on
             return object_id, 0.0
 
         return list(await asyncio.gather(*[one(*item) for item in list(self._dedicated.items())]))
@@ -237,10 +240,11 @@ class Control:
         if handle is None:
             return True
         try:
-            if not await handle.retire_if_idle.remote(idle_for_s):
-                return False
-        except RayActorError:
-            return False
+            async with asyncio.timeout(_ASK_TIMEOUT_S):
+                if not await handle.retire_if_idle.remote(idle_for_s):
+                    return False
+        except (RayActorError, TimeoutError):
+            return False  # should it have retired all the same, it refuses its calls, and is asked again soon
         self._retired.append(handle._actor_id.hex())
         ray.kill(handle, no_restart=True)
         del self._dedicated[object_id]

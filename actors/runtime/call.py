@@ -43,8 +43,17 @@ def raised(object_key: str, error: Exception) -> Reply:
         packed = pickle.dumps(error, protocol=pickle.HIGHEST_PROTOCOL)
         pickle.loads(packed)  # noqa: S301  what was packed on the line above
     except Exception:  # pickling runs the error's own code, which may raise anything
-        packed = pickle.dumps(ObjectFailed(object_key, type(error).__name__, str(error)))
+        packed = pickle.dumps(failed(object_key, error))
     return RAISED, packed
+
+
+def failed(object_key: str, error: BaseException) -> ObjectFailed:
+    """What to tell of an error that can't travel itself."""
+    try:
+        message = str(error)
+    except Exception:  # the error's own code, as above
+        message = "an error that can't be shown"
+    return ObjectFailed(object_key, type(error).__name__, message)
 
 
 def unpack(reply: Reply) -> Any:

@@ -21,7 +21,7 @@ from actors.runtime.activation import Activation, Turn
 from actors.runtime.call import PENDING, Call, HostRetired, Reply, raised, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded, ObjectReset
-from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
+from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
 from actors.runtime.object_id import ObjectId
 from actors.runtime.schema import Schema
 from actors.runtime.storage import Storage
@@ -70,7 +70,7 @@ class ObjectHost:
         sqlite.require_version()
         self.name = name
         self._objects_dir = data_dir / "objects"
-        self._classes: Mapping[str, ClassSpec] = {spec.name: spec for spec in classes}
+        self._classes: Mapping[str, ClassSpec] = by_name(classes)
         self._schemas = {spec.name: Schema(spec.durable_class.migrations) for spec in self._classes.values()}
         self._owns = owns
         self._settings = settings
@@ -189,9 +189,10 @@ class ObjectHost:
         return self._clock.monotonic() - used
 
     def close(self) -> None:
-        """Closes every file. What was acknowledged is durable without it."""
+        """Closes every file, for good: no turn runs after it. What was acknowledged is durable without it."""
+        self._retired = True
         for activation in self._activations.values():
-            activation.close()
+            activation.abandon()
         self._activations.clear()
         self._ids.clear()
 
@@ -208,6 +209,10 @@ class ObjectHost:
                 raise InvalidArgument("class", class_name, f"{self.name} knows no such durable class")
             if method is None:
                 raise InvalidArgument("method", method_name, f"{class_name} has no such method")
+            if len(arguments) > self._settings.mailbox_bytes_max:
+                raise InvalidArgument(
+                    "arguments", f"{len(arguments)} bytes", f"must take at most {self._settings.mailbox_bytes_max}"
+                )
             activation = self._activation((class_name, tenant, name), ready)
             object_key = str(activation.id)
             if len(activation.mailbox) >= self._settings.mailbox_calls_max:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 import inspect
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -126,9 +126,24 @@ class ClassSpec:
         for name, function in inspect.getmembers(durable_class, inspect.isfunction):
             if name.startswith("_") or hasattr(DurableObject, name):
                 continue
+            if isinstance(inspect.getattr_static(durable_class, name), staticmethod):
+                continue  # a helper: it takes no object
             self.methods[name] = MethodSpec(
                 name=name,
                 function=function,
                 is_async=inspect.iscoroutinefunction(function),
                 repeat=getattr(function, "__mobula_repeat__", Repeat.NEVER),
             )
+
+
+def by_name(specs: Iterable[ClassSpec]) -> dict[str, ClassSpec]:
+    """
+    Raises:
+        ValueError: two classes have one name, and so would share their objects' files.
+    """
+    named: dict[str, ClassSpec] = {}
+    for spec in specs:
+        if spec.name in named:
+            raise ValueError(f"two durable classes are named {spec.name}")
+        named[spec.name] = spec
+    return named

@@ -90,7 +90,10 @@ class ObjectId:
         tenant, separator, name = key.partition(":")
         if not separator:
             raise InvalidArgument("key", key, "must be tenant:name")
-        return cls(class_name, decode_part(tenant), decode_part(name))
+        try:
+            return cls(class_name, decode_part(tenant), decode_part(name))
+        except UnicodeDecodeError:
+            raise InvalidArgument("key", key, "its escapes must be UTF-8") from None
 
     def slot(self, slots: int) -> int:
         """Which of `slots` partitions the object belongs to. Never changes for a given number of slots."""

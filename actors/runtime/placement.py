@@ -42,7 +42,8 @@ class Cluster:
     def fingerprint(self) -> str:
         """Tells clusters apart that differ in settings or code, so that hosts of an older deployment are replaced."""
         digest = hashlib.blake2b(digest_size=8)
-        plain = (self.data_dir, self.settings, self.hosts, sorted(self.dedicated), self.dedicated_max)
+        classes = [f"{durable_class.__module__}.{durable_class.__qualname__}" for durable_class in self.classes]
+        plain = (self.data_dir, self.settings, self.hosts, sorted(self.dedicated), self.dedicated_max, sorted(classes))
         digest.update(repr((plain, self.host_resource)).encode())
         for source in _sources(self.classes):
             digest.update(source.read_bytes())

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from actors.runtime.errors import SlotOwned
+from actors.runtime.folder import make_folder, sync_folder
 
 OWNER_BYTES_MAX = 200
 #: A host restarted after `kill -9` can be up before the kernel has finished with its predecessor.
@@ -41,7 +42,7 @@ class SlotLock:
         Raises:
             SlotOwned: another process still held it after `wait_s`; says who.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._path = path
         self._descriptor = -1
         tries_left = max(1, round(wait_s / _RETRY_EVERY_S))
@@ -70,9 +71,12 @@ class SlotLock:
 
     def release(self, *, remove: bool = False) -> None:
         """Gives the lock up. With `remove` its file goes as well, for locks that come and go in any number."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return  # released before; the number may belong to another file by now
         if remove:
             self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        os.close(descriptor)
 
 
 def host_of(slot: int, hosts: int) -> int:
@@ -92,13 +96,14 @@ def record_slots(data_dir: Path, slots: int) -> None:
         ValueError: the data directory was made with another number.
     """
     path = data_dir / "objects" / "slots"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
         file.write(str(slots))
         file.flush()
         os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
             os.link(file.name, path)
+            sync_folder(path.parent)
     recorded = path.read_text()
     if recorded != str(slots):
         raise ValueError(f"objects.slots: {data_dir} was made with {recorded} slots and keeps them (got {slots})")

@@ -9,6 +9,7 @@ under its name complete and on disk, or not at all.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any
 
 import sqlite_utils
 from sqlite_utils.utils import sqlite3
+
+from actors.runtime.folder import make_folder, sync_folder
 
 Connection = Any  # sqlite3.Connection of whichever driver sqlite-utils chose
 Error = sqlite3.Error
@@ -96,7 +99,7 @@ def prepare_template(build: Callable[[sqlite_utils.Database], None]) -> bytes:
 
 def create(path: Path, template: bytes) -> None:
     """Makes the database at `path`, whole and synced. SQLite syncs the folder with the first commit's WAL."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
     wal_of(path).unlink(missing_ok=True)
     unfinished = path.with_suffix(".new")
@@ -115,7 +118,7 @@ def remove(path: Path) -> None:
     """Takes a closed database from the disk, for good when this returns."""
     path.unlink(missing_ok=True)
     wal_of(path).unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def wal_of(path: Path) -> Path:
@@ -127,7 +130,9 @@ def is_busy(error: Exception) -> bool:
 
 
 def is_full(error: Exception) -> bool:
-    return _primary_code(error) == _SQLITE_FULL or (isinstance(error, OSError) and error.errno == 28)
+    return _primary_code(error) == _SQLITE_FULL or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
 
 
 def critical(error: Exception) -> str | None:
@@ -140,19 +145,3 @@ def _primary_code(error: Exception) -> int:
         return 0
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return (code or 0) & 0xFF
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from actors.runtime import sqlite
-from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
+from actors.runtime.errors import DurableError, InvalidArgument, ObjectReset, SlotOwned, StorageFull
 from actors.runtime.schema import Schema
 
 
@@ -50,21 +50,39 @@ class Storage:
         return Database(self._connection)
 
     def sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
-        """Runs one statement and returns its rows. The short way, for what runs on every call."""
-        rows: list[tuple[Any, ...]] = self._connection.execute(query, binds).fetchall()
+        """Runs one statement and returns its rows. The short way, for what runs on every call.
+
+        Raises:
+            InvalidArgument: a value that SQLite can't hold.
+        """
+        try:
+            rows: list[tuple[Any, ...]] = self._connection.execute(query, binds).fetchall()
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise _unstorable(error) from error
         return rows
 
     def sql_many(self, query: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Runs one statement for each of `rows`."""
-        self._connection.executemany(query, rows)
+        """Runs one statement for each of `rows`.
+
+        Raises:
+            InvalidArgument: a value that SQLite can't hold.
+        """
+        try:
+            self._connection.executemany(query, rows)
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise _unstorable(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Undoes what was written within it if it is left by an exception. Nests. Must not hold an `await`."""
         self._transactions_open += 1
+        delete_requested = self.delete_requested
         try:
             with self.database.atomic():
                 yield
+        except BaseException:
+            self.delete_requested = delete_requested
+            raise
         finally:
             self._transactions_open -= 1
 
@@ -87,7 +105,10 @@ class Storage:
 
     @property
     def in_transaction(self) -> bool:
-        return bool(self._connection.in_transaction)
+        try:
+            return bool(self._connection.in_transaction)
+        except sqlite.Error:
+            return False  # the object closed the connection
 
     @property
     def in_transaction_block(self) -> bool:
@@ -95,8 +116,15 @@ class Storage:
         return self._transactions_open > 0
 
     def begin(self) -> None:
-        if not self.deleted:
-            self._connection.execute("BEGIN")
+        """
+        Raises:
+            ObjectReset: this storage can't be used any more.
+        """
+        try:
+            if not self.deleted:
+                self._connection.execute("BEGIN")
+        except sqlite.Error as error:
+            raise self._explain(error, "begin") from error
 
     def savepoint(self) -> None:
         self._connection.execute("SAVEPOINT _mobula_turn")
@@ -113,7 +141,7 @@ class Storage:
     def rollback(self) -> None:
         self.delete_requested = False
         # Some errors make SQLite roll back by itself.
-        if not self.deleted and self._connection.in_transaction:
+        if not self.deleted and self.in_transaction:
             self._connection.execute("ROLLBACK")
 
     def commit(self) -> None:
@@ -152,3 +180,10 @@ class Storage:
         if sqlite.is_full(error):
             return StorageFull(self._object_key, operation)
         return ObjectReset(self._object_key, f"{operation} failed: {sqlite.critical(error) or error}")
+
+
+def _unstorable(error: UnicodeEncodeError | OverflowError) -> InvalidArgument:
+    # Both come out of JSON, so that clients can send them.
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidArgument("value", error.object, "must be text without lone surrogates")
+    return InvalidArgument("value", "a larger one", "a whole number must fit into 64 bits")

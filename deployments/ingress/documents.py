@@ -10,13 +10,12 @@ from pydantic import Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from actors import DocumentIndex, InvalidArgument, ObjectNotFound
-from deployments.ingest import Ingested, NewDocument
+from deployments.documents import INDEX_NAME, Found, Ingested, NewDocument
 from deployments.ingress import replies
 from deployments.ingress.access import IngestCaller, SearchCaller
 from deployments.ingress.fields import Body, DocumentId, DocumentMetadata, Limit, Text, Title, TopK
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
-from deployments.search import DOCUMENTS_NAME, Found
 
 router = APIRouter(tags=["documents"])
 
@@ -101,13 +100,13 @@ async def page(
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=256)] = None,
 ) -> Response:
-    documents = services_of(request).objects.namespace(DocumentIndex).get(caller.tenant, DOCUMENTS_NAME)
+    documents = services_of(request).objects.namespace(DocumentIndex).get(caller.tenant, INDEX_NAME)
     return reply(await documents.page(limit=limit, after=after))
 
 
 @router.get("/documents/{document_id:path}", response_model=replies.Document)
 async def read(request: Request, caller: IngestCaller, document_id: str) -> Response:
-    documents = services_of(request).objects.namespace(DocumentIndex).get(caller.tenant, DOCUMENTS_NAME)
+    documents = services_of(request).objects.namespace(DocumentIndex).get(caller.tenant, INDEX_NAME)
     document = await documents.get(document_id)
     if document is None:
         raise ObjectNotFound(f"document {document_id}")

@@ -1,0 +1,74 @@
+"""What is asked of a language model, and what comes back piece by piece?
+
+Promise: plain frozen values that travel between processes and name no client library, so that whoever asks a model
+needs to import nothing but this.
+
+A key is never in here: a request names the environment variable that holds it, and only the process that talks to the
+model reads that variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatMessage:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatRequest:
+    """One question to a model.
+
+    Attributes:
+        messages: The conversation so far, oldest first.
+        max_tokens: The most tokens that the answer may have.
+        timeout_s: How long the whole answer may take, from the request to its last piece.
+        temperature: `None` leaves it to the server.
+        base_url: The OpenAI-compatible server, with its version path (`https://host/v1`); `None` is the embedded model.
+        model: The server's name for the model; `None` only where the server has but one.
+        api_key_env: The environment variable that holds the server's key; `None` sends no key.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    max_tokens: int
+    timeout_s: float
+    temperature: float | None = None
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError("a request needs a message")
+        if self.max_tokens < 1 or not self.timeout_s > 0:
+            raise ValueError("max_tokens and timeout_s must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextDelta:
+    """The next piece of the answer; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The answer's end, always the last event of an answer that did not fail.
+
+    `finish_reason` is the server's: `stop`, `length`, `content_filter` and the like. `estimated` says that the server
+    counted no tokens: then every piece counts as one, and the input as four characters a token.
+    """
+
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    estimated: bool
+
+
+ModelEvent: TypeAlias = TextDelta | Finished

@@ -1,0 +1,41 @@
+"""What do ingest, search and the ingress say to each other about documents?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from actors.document_index import Passage, Scalar
+
+#: The name of the `DocumentIndex` that holds a tenant's documents.
+INDEX_NAME = "documents"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewDocument:
+    """A document as it was sent: `text`, or else the bytes of a file."""
+
+    id: str | None = None
+    title: str | None = None
+    text: str | None = None
+    filename: str = "document"
+    content_type: str | None = None
+    data: bytes = b""
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Ingested(NamedTuple):
+    """What became of one document. `error` is for its sender, and None unless it failed."""
+
+    document_id: str
+    chunks: int
+    status: Literal["stored", "unchanged", "failed"]
+    error: str | None = None
+
+
+class Found(NamedTuple):
+    """Passages, best first, and whether an earlier search had found them."""
+
+    passages: list[Passage]
+    cached: bool

@@ -1,0 +1,157 @@
+"""What can a deployment tell its caller went wrong, and may the caller try again?
+
+Promise: every error of the model, embedding and vector parts is one of these classes, with its facts in fields, and
+survives pickling, so that it reaches a caller in another process as its own class. `retryable` says whether the same
+call may succeed later, `retry_after_s` how long to wait first; nothing else in an error is meant to decide anything.
+
+    ServiceError
+    ├ RequestError                                  the request is at fault, or its sender
+    │  ├ Unauthorized
+    │  ├ Forbidden(scope)
+    │  ├ BodyTooLarge(size_bytes_max)
+    │  └ QuotaExceeded(retry_after_s)               retryable: the client's bucket can't pay yet
+    ├ ModelError
+    │  ├ ModelUnavailable(problem, retry_after_s)      retryable: not reachable, overloaded, or broke off
+    │  ├ ModelTimeout(timeout_s)                       retryable: no whole answer in time
+    │  └ ModelRefused(problem, code)                   the request itself is at fault
+    └ VectorsError
+       ├ VectorStoreOwned(path, owner, retry_after_s)  retryable: another process still owns the directory
+       └ VectorsUnavailable(problem, retry_after_s)    retryable: the owner is starting again
+
+It does not turn errors into HTTP answers.
+
+Fields that differ from error to error are set in `__init__` and have no default on the class: Ray raises an error as a
+mixture of its own class and ours, whose fields are looked up on the original only where the classes know none.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Root of what the deployments raise. All arguments go to `Exception.__init__`: pickling repeats exactly those."""
+
+    retryable: ClassVar[bool] = False
+    retry_after_s: float | None
+
+
+class RequestError(ServiceError):
+    """The request can't be served as it is."""
+
+    def __init__(self, *facts: object) -> None:
+        super().__init__(*facts)
+        self.retry_after_s = None
+
+
+class Unauthorized(RequestError):
+    """No key, or none that is known."""
+
+
+class Forbidden(RequestError):
+    """The key is known, and lacks the scope."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(scope)
+        self.scope = scope
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than a body may be. It was not read to its end."""
+
+    def __init__(self, size_bytes_max: int) -> None:
+        super().__init__(size_bytes_max)
+        self.size_bytes_max = size_bytes_max
+
+
+class QuotaExceeded(RequestError):
+    """The client's bucket can't pay for the request yet."""
+
+    retryable = True
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class ModelError(ServiceError):
+    """The language model gave no whole answer."""
+
+
+class ModelUnavailable(ModelError):
+    """The model's server can't be reached, is overloaded, or broke off in the middle."""
+
+    retryable = True
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        super().__init__(problem, retry_after_s)
+        self.problem = problem
+        self.retry_after_s: float = retry_after_s
+
+    def __str__(self) -> str:
+        return f"model unavailable: {self.problem} (retry after {self.retry_after_s:g} s)"
+
+
+class ModelTimeout(ModelError):
+    """The whole answer was not there in time."""
+
+    retryable = True
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(timeout_s)
+        self.timeout_s = timeout_s
+        self.retry_after_s = None
+
+    def __str__(self) -> str:
+        return f"model timeout: no whole answer within {self.timeout_s:g} s"
+
+
+class ModelRefused(ModelError):
+    """The model's server says that the request is wrong; sending it again won't help.
+
+    `code` is the server's own word for it where it has one, and `CONTEXT_LENGTH` whenever the messages are too long.
+    """
+
+    CONTEXT_LENGTH: ClassVar[str] = "context_length_exceeded"
+
+    def __init__(self, problem: str, code: str | None = None) -> None:
+        super().__init__(problem, code)
+        self.problem = problem
+        self.code = code
+        self.retry_after_s = None
+
+    def __str__(self) -> str:
+        return f"model refused: {self.problem}"
+
+
+class VectorsError(ServiceError):
+    """The vector index did not do what it was asked."""
+
+
+class VectorStoreOwned(VectorsError):
+    """Another process owns the directory; `owner` is what that process wrote of itself."""
+
+    retryable = True
+
+    def __init__(self, path: str, owner: str, retry_after_s: float) -> None:
+        super().__init__(path, owner, retry_after_s)
+        self.path = path
+        self.owner = owner
+        self.retry_after_s: float = retry_after_s
+
+    def __str__(self) -> str:
+        return f"vector store {self.path} is owned by another process: {self.owner}"
+
+
+class VectorsUnavailable(VectorsError):
+    """The process that owns the vectors is not there just now."""
+
+    retryable = True
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        super().__init__(problem, retry_after_s)
+        self.problem = problem
+        self.retry_after_s: float = retry_after_s
+
+    def __str__(self) -> str:
+        return f"vectors unavailable: {self.problem} (retry after {self.retry_after_s:g} s)"

@@ -1,0 +1,116 @@
+"""What must be in the environment before Ray and Serve start, for the fast HTTP path and for loopback only?
+
+Serve reads its settings from environment variables, once, when `ray.serve` is first imported, and every process of the
+cluster inherits them from the one that calls `ray.init`. So a process that starts the service applies
+`fast_http_environment` first, and imports `ray.serve` afterwards.
+
+It promises: HAProxy in front of Serve, its files in a directory of this service alone (two services can run on one
+machine), nothing listening off the loopback interface but, if so configured, the HTTP port itself. Ray calls the
+setting that keeps its own servers on loopback `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER`, because on those systems loopback
+is the default: without it, Ray replaces 127.0.0.1 by the machine's outward address, whatever `ray.init` is told. A
+client in another process needs the same setting, see `client_environment`.
+
+It starts nothing, and suits one node. A cluster of several sets the two `FAST_HTTP_FLAGS` alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+FAST_HTTP_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
+    {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+)
+
+# Serve's defaults, named because the shim has to find them in the file that Serve writes.
+STATS_PORT: Final = 8404
+METRICS_PORT: Final = 9101
+
+# HAProxy refuses longer paths for its sockets: 107 bytes, less what it appends while it renames a new socket in place.
+MAX_SOCKET_PATH_BYTES: Final = 97
+# Serve puts each node's files in a directory named by the node's id, 56 hexadecimal digits.
+NODE_ID_CHARACTERS: Final = 56
+MAX_RUNTIME_DIR_BYTES: Final = MAX_SOCKET_PATH_BYTES - NODE_ID_CHARACTERS - len("//s")
+
+SHIM_NAME: Final = "haproxy-on-loopback"
+
+
+# A path with any other character would need quoting in HAProxy's configuration, which Serve does not do.
+PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._-]+")
+
+
+def fits_sockets(runtime_dir: Path) -> bool:
+    """Whether HAProxy's sockets and files can live under this directory."""
+    path = str(runtime_dir)
+    return len(path) <= MAX_RUNTIME_DIR_BYTES and PLAIN_PATH.fullmatch(path) is not None
+
+
+def client_environment(ray_address: str) -> dict[str, str]:
+    """What another process of the same user needs in its environment to reach this service's Ray."""
+    return {"RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str, str]:
+    """The variables to set before `ray.serve` is imported.
+
+    Args:
+        runtime_dir: A directory of this service alone, short enough by `fits_sockets`, readable by its user only.
+        fallback_port: A free port for the proxy behind HAProxy that answers while no replica does.
+    """
+    return {
+        **FAST_HTTP_FLAGS,
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(runtime_dir / SHIM_NAME),
+        # One-letter names: Serve adds 57 characters, and a socket's path has 97.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(runtime_dir / "c"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(runtime_dir / "s"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(runtime_dir / "m"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(runtime_dir),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(runtime_dir / "t"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(STATS_PORT),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(METRICS_PORT),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # The 30 s default is for load balancers outside the cluster; here it would only make stopping take 30 s.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # The variable behind `runtime_env={"worker_process_setup_hook": …}`. Given here it holds for every worker, and
+        # spares each actor a runtime environment of its own, which would keep it from using Ray's ready workers.
+        "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "deployments.loopback.install",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def haproxy_shim(*, haproxy: Path, runtime_dir: Path) -> str:
+    """A program for Serve to start in HAProxy's place, which takes the two side doors off the network and becomes it.
+
+    Serve's template binds statistics and metrics to all interfaces, on ports that have no address setting and that two
+    services would contend for. Here they become sockets that only the service's own user can open
+    (`curl --unix-socket …/stats.sock http://localhost/stats`). Should a new Ray write these lines in another way, then
+    HAProxy is not started at all, rather than started in the open.
+
+    Serve recognises its HAProxy by process id and by the configuration's path in the command line: `exec` keeps both.
+    """
+    stats, metrics = (shlex.quote(str(runtime_dir / name)) for name in ("stats.sock", "metrics.sock"))
+    return f"""#!/bin/sh
+set -eu
+config=
+previous=
+for argument; do
+    if [ "$previous" = -f ]; then config=$argument; fi
+    previous=$argument
+done
+if [ -n "$config" ]; then
+    sed -e 's|^\\( *bind \\)\\*:{STATS_PORT}$|\\1unix@'{stats}' mode 600|' \\
+        -e 's|^\\( *bind \\):{METRICS_PORT}$|\\1unix@'{metrics}' mode 600|' "$config" >"$config.closed"
+    if [ "$(grep -c '^ *bind unix@.* mode 600$' "$config.closed")" != 2 ]; then
+        echo "statistics and metrics are not where they were in Serve's template: not starting HAProxy" >&2
+        exit 1
+    fi
+    mv "$config.closed" "$config"
+fi
+exec {shlex.quote(str(haproxy))} "$@"
+"""

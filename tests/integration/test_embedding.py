@@ -1,0 +1,121 @@
+"""Do texts of like meaning get like vectors, without any network, and are many callers served at once?"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray import serve
+
+from deployments.embedding import TEXTS_MAX, EmbeddingDeployment
+from deployments.encoder import MODEL_NAME, Encoder, packaged_model
+
+WATER = "How do I water the plants on my balcony?"
+PLANTS = "Caring for flowers in pots: how often to give them water."
+CARS = "The engine of this car needs new spark plugs."
+
+
+def _no_network(*_: object) -> None:
+    raise AssertionError("the encoder tried to reach the network")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Iterator[Encoder]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", _no_network)
+        patch.setattr(socket, "getaddrinfo", _no_network)
+        yield Encoder(folder=packaged_model(), name=MODEL_NAME, threads=1)
+
+
+def test_like_texts_are_nearer_than_unlike_ones(encoder: Encoder) -> None:
+    water, plants, cars = encoder.encode([WATER, PLANTS, CARS])
+
+    assert water @ plants > 0.5
+    assert water @ cars < 0.2
+
+
+def test_vectors_are_float32_of_unit_length(encoder: Encoder) -> None:
+    vectors = encoder.encode([WATER, "", "x" * 1_000_000])
+
+    assert vectors.shape == (3, 384)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+
+
+def test_no_text_makes_the_others_in_its_pass_fail(encoder: Encoder) -> None:
+    vectors = encoder.encode([WATER, "\ud800 lone surrogate", "\x00", "\U0001f980 \u202e"])
+
+    assert np.isfinite(vectors).all()
+    assert vectors[0] @ encoder.encode([WATER])[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_model_id_names_the_model_and_its_very_bytes(encoder: Encoder) -> None:
+    name, _, revision = encoder.model_id.partition("@")
+
+    assert name == MODEL_NAME
+    assert len(revision) == 12
+    assert int(revision, 16) > 0
+
+
+@pytest.fixture(scope="module")
+def handle() -> Iterator[Any]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    serve.start(proxy_location="Disabled")
+    yield serve.run(EmbeddingDeployment.bind(), name="embedding", route_prefix=None)
+    serve.shutdown()
+    ray.shutdown()
+
+
+async def test_a_list_comes_back_in_its_own_order(handle: Any, encoder: Encoder) -> None:
+    texts = [f"{'very ' * (37 * number % 60)}long sentence number {number}" for number in range(30)]
+
+    vectors = await handle.embed.remote(texts)
+
+    assert vectors.shape == (30, 384)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert encoder.encode([text])[0] @ vector == pytest.approx(1, abs=1e-3)
+
+
+async def test_queries_that_arrive_together_each_get_their_own_vector(handle: Any, encoder: Encoder) -> None:
+    texts = [f"question number {number}" for number in range(40)]
+
+    found = await asyncio.gather(*(handle.embed.remote([text]) for text in texts))
+
+    for text, vectors in zip(texts, found, strict=True):
+        assert vectors.shape == (1, 384)
+        assert encoder.encode([text])[0] @ vectors[0] == pytest.approx(1, abs=1e-3)
+
+
+async def test_a_query_asked_again_has_the_same_vector(handle: Any) -> None:
+    first = await handle.embed.remote([WATER])
+
+    assert (await handle.embed.remote([WATER]) == first).all()
+
+
+async def test_a_query_does_not_wait_for_a_long_list(handle: Any) -> None:
+    documents = asyncio.ensure_future(_embed(handle, [f"{'word ' * 200}{number}" for number in range(48)]))
+    query = asyncio.ensure_future(_embed(handle, ["a question asked meanwhile"]))
+
+    done, _ = await asyncio.wait({documents, query}, return_when=asyncio.FIRST_COMPLETED)
+
+    assert done == {query}
+    assert (await documents).shape == (48, 384)
+
+
+async def test_too_many_texts_and_none_are_refused(handle: Any) -> None:
+    for texts in ([], ["x"] * (TEXTS_MAX + 1)):
+        with pytest.raises(ValueError, match=f"between 1 and {TEXTS_MAX}"):
+            await handle.embed.remote(texts)
+
+
+async def test_the_deployment_says_which_model_it_is(handle: Any, encoder: Encoder) -> None:
+    assert await handle.model_id.remote() == encoder.model_id
+
+
+async def _embed(handle: Any, texts: list[str]) -> Any:
+    return await handle.embed.remote(texts)

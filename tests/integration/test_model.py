@@ -1,0 +1,223 @@
+"""Does the embedded model answer, many at once, stop when nobody listens, and do all that through Serve too?"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from deployments.chat_client import ChatClient
+from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.embedded_model import MODEL_NAME, EmbeddedServer, EmbeddedSettings, packaged_weights
+from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.model import ModelDeployment
+
+SETTINGS = EmbeddedSettings(parallel=4, context_tokens=1024, waiting_max=2)
+# Far more than can be generated before a test would fail for its time: an answer that ends early was stopped.
+ENDLESS_TOKENS = 1_000_000
+
+
+def question(text: str, *, max_tokens: int = 24) -> ChatRequest:
+    return ChatRequest(
+        messages=(
+            ChatMessage(role="system", content="You are a helpful assistant."),
+            ChatMessage(role="user", content=text),
+        ),
+        max_tokens=max_tokens,
+        timeout_s=120,
+        temperature=0.0,
+    )
+
+
+FRANCE = question("What is the capital of France?")
+STORY = question("Count from one to one thousand.", max_tokens=900)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(SETTINGS)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[ChatClient]:
+    client = ChatClient(environ={}, trust_environment=False)
+    yield client
+    await client.close()
+
+
+async def answer(client: ChatClient, server: EmbeddedServer, request: ChatRequest) -> list[ModelEvent]:
+    events = client.stream(request, base_url=server.base_url, model=server.model, api_key=server.api_key)
+    return [event async for event in events]
+
+
+def text_of(events: list[ModelEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def test_the_weights_are_found_without_running_their_package() -> None:
+    assert packaged_weights().read_bytes()[:4] == b"GGUF"
+
+
+async def test_the_model_answers_and_counts_its_tokens(client: ChatClient, embedded: EmbeddedServer) -> None:
+    events = await answer(client, embedded, FRANCE)
+
+    assert "Paris" in text_of(events)
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert end.finish_reason == "stop"
+    assert not end.estimated
+    assert end.input_tokens > 10
+    assert end.output_tokens > 3
+
+
+async def test_an_answer_ends_at_the_tokens_asked_for(client: ChatClient, embedded: EmbeddedServer) -> None:
+    events = await answer(client, embedded, replace(STORY, max_tokens=5))
+
+    assert isinstance(events[-1], Finished)
+    assert events[-1].finish_reason == "length"
+    assert events[-1].output_tokens == 5
+
+
+async def test_four_answers_are_generated_side_by_side(client: ChatClient, embedded: EmbeddedServer) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        answers = [
+            await stack.enter_async_context(
+                contextlib.aclosing(
+                    client.stream(
+                        replace(STORY, messages=(*STORY.messages, ChatMessage(role="user", content=f"From {n}."))),
+                        base_url=embedded.base_url,
+                        model=embedded.model,
+                        api_key=embedded.api_key,
+                    )
+                )
+            )
+            for n in range(4)
+        ]
+        firsts = await asyncio.gather(*(anext(one) for one in answers))
+
+        assert all(isinstance(first, TextDelta) for first in firsts)
+        assert embedded.answering() == 4
+
+
+async def test_closing_an_answer_stops_its_generation(client: ChatClient, embedded: EmbeddedServer) -> None:
+    stream = client.stream(STORY, base_url=embedded.base_url, model=embedded.model, api_key=embedded.api_key)
+    assert isinstance(await anext(stream), TextDelta)
+    assert embedded.answering() >= 1
+
+    await stream.aclose()
+
+    async with asyncio.timeout(5):
+        while await asyncio.to_thread(embedded.answering):
+            pass
+
+
+async def test_messages_that_do_not_fit_the_context_are_refused(client: ChatClient, embedded: EmbeddedServer) -> None:
+    with pytest.raises(ModelRefused) as caught:
+        await answer(client, embedded, question("word " * 2_000))
+
+    assert caught.value.code == ModelRefused.CONTEXT_LENGTH
+
+
+async def test_nobody_without_the_key_may_ask(client: ChatClient, embedded: EmbeddedServer) -> None:
+    with pytest.raises(ModelRefused):
+        _ = [e async for e in client.stream(FRANCE, base_url=embedded.base_url, model=embedded.model, api_key="guess")]
+
+
+async def test_a_closed_server_is_unavailable(client: ChatClient) -> None:
+    server = EmbeddedServer(replace(SETTINGS, parallel=1, context_tokens=256))
+    assert await client.get_ok(server.health_url, timeout_s=5)
+    server.close()
+
+    assert not await client.get_ok(server.health_url, timeout_s=5)
+    with pytest.raises(ModelUnavailable):
+        await answer(client, server, FRANCE)
+
+
+@pytest.fixture(scope="module")
+def handle() -> Iterator[Any]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    serve.start(proxy_location="Disabled")
+    yield serve.run(ModelDeployment.bind(embedded=SETTINGS), name="model", route_prefix=None)
+    serve.shutdown()
+    ray.shutdown()
+
+
+async def through_serve(handle: Any, request: ChatRequest) -> list[ModelEvent]:
+    return [event async for event in handle.options(stream=True).stream.remote(request)]
+
+
+async def test_an_answer_streams_through_serve(handle: Any) -> None:
+    events = await through_serve(handle, FRANCE)
+
+    assert "Paris" in text_of(events)
+    assert isinstance(events[-1], Finished)
+
+
+async def test_an_error_comes_through_serve_as_its_own_class_with_its_fields(handle: Any) -> None:
+    with pytest.raises(ModelRefused) as refused:
+        await through_serve(handle, question("word " * 2_000))
+    with pytest.raises(ModelUnavailable) as unavailable:
+        await through_serve(handle, replace(FRANCE, base_url="http://127.0.0.1:1/v1", model="m"))
+
+    assert refused.value.code == ModelRefused.CONTEXT_LENGTH
+    assert refused.value.retry_after_s is None
+    assert not refused.value.retryable
+    assert unavailable.value.retry_after_s > 0
+    assert unavailable.value.retryable
+
+
+async def test_a_server_that_is_named_needs_the_name_of_a_model(handle: Any) -> None:
+    with pytest.raises(ModelRefused, match="name of a model"):
+        await through_serve(handle, replace(FRANCE, base_url="http://127.0.0.1:1/v1"))
+
+
+async def test_cancelled_answers_make_room_for_others(handle: Any) -> None:
+    async with asyncio.timeout(60):
+        for _ in range(SETTINGS.parallel + SETTINGS.waiting_max + 2):
+            stream = handle.options(stream=True).stream.remote(STORY)
+            assert isinstance(await anext(stream), TextDelta)
+            stream.cancel()
+
+        assert "Paris" in text_of(await through_serve(handle, FRANCE))
+
+
+async def test_more_than_may_wait_are_turned_away_at_once(handle: Any) -> None:
+    places = SETTINGS.parallel + SETTINGS.waiting_max
+    streams = [handle.options(stream=True).stream.remote(STORY) for _ in range(places + 3)]
+
+    async def first(stream: Any) -> ModelEvent | ModelUnavailable:
+        try:
+            event: ModelEvent = await anext(stream)
+        except ModelUnavailable as error:
+            return error
+        return event
+
+    waiting = [asyncio.ensure_future(first(stream)) for stream in streams]
+    turned_away = 0
+    for done in asyncio.as_completed(waiting):
+        turned_away += isinstance(await done, ModelUnavailable)
+        if turned_away == 3:
+            break
+
+    assert turned_away == 3
+    for stream in streams:
+        stream.cancel()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_the_deployment_says_that_it_is_ready(handle: Any) -> None:
+    assert await handle.ready.remote()
+
+
+def test_the_embedded_model_has_a_name() -> None:
+    assert SETTINGS.name == MODEL_NAME

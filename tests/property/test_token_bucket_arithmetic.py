@@ -1,0 +1,194 @@
+"""Does a bucket ever give more than it was given, whatever the costs, the limits and the clock do?"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors import InvalidArgument, LocalBackend, TokenBucket
+from actors.runtime.clock import ManualClock
+from actors.runtime.host import HostSettings
+from actors.token_bucket import RETRY_AFTER_MAX_S, Decision, Limit, State, refill, take
+
+START = 1_000_000_000.0
+YEAR_S = 365 * 86_400.0
+#: What adding and taking a few hundred times may round away, as a part of the whole.
+ROUNDING = 1e-9
+#: Times near `START` are about 1e-7 s apart.
+TIME_STEP_S = 1e-6
+
+_rates = st.just(0.0) | st.floats(1e-3, 1000)
+_limits = st.builds(Limit, refill_per_second=_rates, capacity=st.floats(0, 1000))
+_costs = st.just(0) | st.integers(0, 2000) | st.floats(0, 2000) | st.floats(0, 1e-3) | st.just(10**400)
+_forward_s = st.just(0.0) | st.floats(0, 10) | st.floats(0, YEAR_S)
+_any_way_s = _forward_s | st.floats(-YEAR_S, 0) | st.just(YEAR_S) | st.just(-YEAR_S)
+_states = st.builds(State, tokens=st.floats(0, 1000), updated_at=st.floats(START - YEAR_S, START + YEAR_S))
+
+
+@given(limit=_limits, steps=st.lists(st.tuples(_forward_s, _costs), max_size=60))
+def test_no_more_is_admitted_than_the_capacity_and_what_came_since(
+    limit: Limit, steps: list[tuple[float, float]]
+) -> None:
+    state: State | None = None
+    now, admitted = START, 0.0
+    for elapsed_s, cost in steps:
+        if state is not None:
+            now += elapsed_s
+        state, decision = take(state, limit, cost, now)
+        admitted += cost if decision.allowed else 0.0
+        most = limit.capacity + limit.refill_per_second * (now - START)
+        assert admitted <= most * (1 + ROUNDING)
+        assert 0 <= state.tokens <= limit.capacity
+
+
+@given(limit=_limits, steps=st.lists(st.tuples(_any_way_s, _costs), max_size=60))
+def test_a_clock_that_jumps_mints_nothing(limit: Limit, steps: list[tuple[float, float]]) -> None:
+    state: State | None = None
+    now = latest = START
+    admitted = 0.0
+    for jump_s, cost in steps:
+        if state is not None:
+            now += jump_s
+            latest = max(latest, now)
+        state, decision = take(state, limit, cost, now)
+        admitted += cost if decision.allowed else 0.0
+        # Going over the same hour twice fills the bucket once.
+        assert admitted <= (limit.capacity + limit.refill_per_second * (latest - START)) * (1 + ROUNDING)
+        assert 0 <= state.tokens <= limit.capacity
+
+
+@given(limit=_limits, state=_states, back_s=st.floats(0, YEAR_S))
+def test_a_clock_that_went_back_takes_nothing(limit: Limit, state: State, back_s: float) -> None:
+    assert refill(state, limit, state.updated_at - back_s).tokens == min(state.tokens, limit.capacity)
+
+
+@given(limit=_limits, state=_states, elapsed_s=st.floats(YEAR_S, 10 * YEAR_S))
+def test_a_year_fills_the_bucket_and_no_more(limit: Limit, state: State, elapsed_s: float) -> None:
+    held = refill(state, limit, state.updated_at + elapsed_s).tokens
+    assert held == (limit.capacity if limit.refill_per_second else min(state.tokens, limit.capacity))
+
+
+@given(steps=st.lists(st.tuples(_limits, _forward_s, _costs), min_size=1, max_size=60))
+def test_changing_the_limit_mints_nothing(steps: list[tuple[Limit, float, float]]) -> None:
+    state: State | None = None
+    now, admitted, given_out = START, 0.0, steps[0][0].capacity
+    for limit, elapsed_s, cost in steps:
+        if state is not None:
+            now += elapsed_s
+            given_out += elapsed_s * limit.refill_per_second
+        state, decision = take(state, limit, cost, now)
+        admitted += cost if decision.allowed else 0.0
+        assert admitted <= given_out * (1 + ROUNDING) + 1000 * len(steps) * TIME_STEP_S
+        assert state.tokens <= limit.capacity
+
+
+@given(limits=st.lists(_limits, min_size=2, max_size=20))
+def test_at_one_moment_a_bucket_gives_the_smallest_capacity_it_had(limits: list[Limit]) -> None:
+    state: State | None = None
+    for limit in limits:
+        state, _ = take(state, limit, 0, START)
+    assert state is not None
+    assert state.tokens == min(limit.capacity for limit in limits)
+
+
+@given(limit=_limits, state=_states, cost=_costs, elapsed_s=_any_way_s)
+def test_a_request_takes_its_cost_or_nothing(limit: Limit, state: State, cost: float, elapsed_s: float) -> None:
+    now = state.updated_at + elapsed_s
+    held = refill(state, limit, now)
+    after, decision = take(state, limit, cost, now)
+    assert decision.allowed == (cost <= held.tokens)
+    assert after.tokens == decision.remaining == (held.tokens - cost if decision.allowed else held.tokens)
+    assert after.updated_at == held.updated_at == max(now, state.updated_at)
+    assert (decision.retry_after_s == 0) == decision.allowed
+    assert 0 <= decision.retry_after_s <= RETRY_AFTER_MAX_S
+
+
+@given(limit=_limits, state=st.none() | _states, now=st.floats(START - YEAR_S, START + YEAR_S))
+def test_a_request_that_costs_nothing_is_always_allowed(limit: Limit, state: State | None, now: float) -> None:
+    _, decision = take(state, limit, 0, now)
+    assert decision.allowed
+
+
+@given(
+    limit=st.builds(Limit, refill_per_second=st.floats(1e-3, 1000), capacity=st.floats(1e-3, 1000)),
+    fullness=st.floats(0, 1),
+    part=st.floats(0, 1),
+    behind_s=st.just(0.0) | st.floats(0, 3600),
+)
+def test_retry_after_is_when_the_request_is_first_allowed(
+    limit: Limit, fullness: float, part: float, behind_s: float
+) -> None:
+    state = State(limit.capacity * fullness, START)
+    cost = limit.capacity * part
+    now = START - behind_s
+    state, decision = take(state, limit, cost, now)
+    if decision.allowed or decision.retry_after_s >= RETRY_AFTER_MAX_S:
+        return
+    at = now + decision.retry_after_s
+    assert take(state, limit, cost, at + TIME_STEP_S)[1].allowed
+    if decision.retry_after_s > TIME_STEP_S:
+        assert not take(state, limit, cost, at - TIME_STEP_S)[1].allowed
+
+
+@given(limit=_limits, state=st.none() | _states, cost=st.floats(max_value=-1e-300) | st.integers(max_value=-1))
+def test_a_negative_cost_is_refused(limit: Limit, state: State | None, cost: float) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        take(state, limit, cost, START)
+    assert raised.value.field == "cost"
+
+
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
+def test_a_cost_that_is_no_number_is_refused(cost: float) -> None:
+    with pytest.raises(InvalidArgument):
+        take(None, Limit(1, 10), cost, START)
+
+
+@pytest.mark.parametrize("cost", [10.000001, 1e308, 10**400])
+def test_what_can_never_be_paid_is_refused_for_a_day_and_takes_nothing(cost: float) -> None:
+    state, decision = take(None, Limit(1, 10), cost, START)
+    assert decision == Decision(False, 10, RETRY_AFTER_MAX_S)
+    assert state == State(10, START)
+
+
+def test_a_bucket_that_gains_nothing_never_says_soon() -> None:
+    _, decision = take(State(1, START), Limit(0, 10), 2, START + YEAR_S)
+    assert decision == Decision(False, 1, RETRY_AFTER_MAX_S)
+
+
+def test_the_example_of_the_module_holds() -> None:
+    limit = Limit(refill_per_second=1, capacity=2)
+    state: State | None = None
+    verdicts: list[tuple[bool, float, float]] = []
+    for at in (0.0, 0.2, 0.5, 1.0):
+        state, decision = take(state, limit, 1, at)
+        verdicts.append((decision.allowed, decision.retry_after_s, decision.remaining))
+    expected = [(True, 0.0, 1.0), (True, 0.0, 0.2), (False, 0.5, 0.5), (True, 0.0, 0.0)]
+    assert [pytest.approx(row) for row in expected] == verdicts
+
+
+@pytest.mark.parametrize("restart_after", [None, 7])
+async def test_of_two_hundred_checks_at_once_a_bucket_of_twenty_allows_twenty(
+    tmp_path: Path, restart_after: int | None
+) -> None:
+    limit = Limit(refill_per_second=0, capacity=20)
+    backend = LocalBackend(tmp_path, [TokenBucket], settings=HostSettings(slots=4), clock=ManualClock())
+    bucket = backend.namespace(TokenBucket).get("acme", "client")
+
+    async def check() -> Decision:
+        if restart_after is not None:
+            for _ in range(restart_after):  # leaves the batch that the first ones ride in
+                await asyncio.sleep(0)
+            backend.host.evict(bucket.id)
+        decision: Decision = await bucket.check(1, limit)
+        return decision
+
+    decisions = await asyncio.gather(*(check() for _ in range(200)))
+    allowed = [decision for decision in decisions if decision.allowed]
+    assert sorted(decision.remaining for decision in allowed) == [float(left) for left in range(20)]
+    assert {decision.remaining for decision in decisions if not decision.allowed} == {0.0}
+    backend.close()
