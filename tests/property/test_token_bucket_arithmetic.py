@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import InvalidArgument, LocalBackend, TokenBucket
-from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors import InvalidArgument
 from actors.token_bucket import RETRY_AFTER_MAX_S, Decision, Limit, State, refill, take
 
 START = 1_000_000_000.0
@@ -169,26 +165,3 @@ def test_the_example_of_the_module_holds() -> None:
         verdicts.append((decision.allowed, decision.retry_after_s, decision.remaining))
     expected = [(True, 0.0, 1.0), (True, 0.0, 0.2), (False, 0.5, 0.5), (True, 0.0, 0.0)]
     assert [pytest.approx(row) for row in expected] == verdicts
-
-
-@pytest.mark.parametrize("restart_after", [None, 7])
-async def test_of_two_hundred_checks_at_once_a_bucket_of_twenty_allows_twenty(
-    tmp_path: Path, restart_after: int | None
-) -> None:
-    limit = Limit(refill_per_second=0, capacity=20)
-    backend = LocalBackend(tmp_path, [TokenBucket], settings=HostSettings(slots=4), clock=ManualClock())
-    bucket = backend.namespace(TokenBucket).get("acme", "client")
-
-    async def check() -> Decision:
-        if restart_after is not None:
-            for _ in range(restart_after):  # leaves the batch that the first ones ride in
-                await asyncio.sleep(0)
-            backend.host.evict(bucket.id)
-        decision: Decision = await bucket.check(1, limit)
-        return decision
-
-    decisions = await asyncio.gather(*(check() for _ in range(200)))
-    allowed = [decision for decision in decisions if decision.allowed]
-    assert sorted(decision.remaining for decision in allowed) == [float(left) for left in range(20)]
-    assert {decision.remaining for decision in decisions if not decision.allowed} == {0.0}
-    backend.close()

@@ -358,7 +358,14 @@ async def test_deleting_only_what_expired_spares_a_living_session(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "naïve 日本語 🐟 \u200d\u202e", "a\0b\0", "\r\n\t\x07\x1b[31m", "'; DROP TABLE message; --", "\ufffe\U0010ffff"],
+    [
+        "",
+        "naïve 日本語 🐟 \u200d\u202e",
+        "a\0b\0",
+        "\r\n\t\x07\x1b[31m",
+        "'; DROP TABLE message; --",
+        "\ufffe\U0010ffff",
+    ],
 )
 async def test_any_text_comes_back_unchanged(session: Stub[ChatSession], text: str) -> None:
     await session.create(user_id=text, title=text, metadata={text: text})

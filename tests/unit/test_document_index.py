@@ -72,7 +72,7 @@ async def _put(
 
 
 async def test_a_document_comes_back_as_it_was_put(index: Stub[DocumentIndex], clock: ManualClock) -> None:
-    metadata = {"author": "Ada", "year": 1843, "score": 0.5, "draft": False}
+    metadata: dict[str, Scalar] = {"author": "Ada", "year": 1843, "score": 0.5, "draft": False}
     assert await _put(index, "d1", "Rays swim. ", "Mantas, too.", metadata=metadata) == []
     entry = {
         "id": "d1",
@@ -98,9 +98,7 @@ async def test_an_unknown_document_is_none(index: Stub[DocumentIndex]) -> None:
     assert await index.revision() == 0
 
 
-async def test_a_put_replaces_the_chunks_and_names_the_old_ones(
-    index: Stub[DocumentIndex], clock: ManualClock
-) -> None:
+async def test_a_put_replaces_the_chunks_and_names_the_old_ones(index: Stub[DocumentIndex], clock: ManualClock) -> None:
     await _put(index, "d1", "rays ", "mantas ", "skates")
     await _put(index, "d2", "rays")
     created_at = clock.now()
@@ -175,9 +173,7 @@ async def test_a_chunk_id_of_another_document_is_refused_and_changes_nothing(ind
     await _put(index, "d1", "rays")
     revision = await index.revision()
     with pytest.raises(sqlite3.IntegrityError):
-        await index.put(
-            "d2", title="", text="sharks", metadata={}, content_hash="", chunks=_chunks("d1", ["sharks"])
-        )
+        await index.put("d2", title="", text="sharks", metadata={}, content_hash="", chunks=_chunks("d1", ["sharks"]))
     assert await index.get("d2") is None
     assert await index.match("rays sharks") == ["d1.1.0"]
     assert await index.revision() == revision
@@ -263,9 +259,7 @@ async def test_any_text_comes_back_unchanged_and_is_counted_in_characters(
     index: Stub[DocumentIndex], text: str
 ) -> None:
     chunk: NewChunk = {"id": f"c{text}", "heading": text, "text": text, "start": 0, "end": len(text)}
-    await index.put(
-        f"d{text}", title=text, text=text, metadata={text: text}, content_hash=text, chunks=[chunk]
-    )
+    await index.put(f"d{text}", title=text, text=text, metadata={text: text}, content_hash=text, chunks=[chunk])
     document = await index.get(f"d{text}")
     assert (document["title"], document["text"], document["metadata"]) == (text, text, {text: text})
     assert document["chars"] == len(text)
@@ -373,8 +367,10 @@ async def test_operators_and_quotes_in_a_query_are_harmless(index: Stub[Document
     assert await index.match(query) == ["d1.1.0"]
 
 
-_QUERIES = st.text() | st.text(alphabet=st.sampled_from("ab \"'()*^:+-{},_\0\u0301ANDORTE")) | st.text(
-    alphabet=st.characters(categories=["Cs", "Mn", "Cf", "Lo", "Nl"])
+_QUERIES = (
+    st.text()
+    | st.text(alphabet=st.sampled_from("ab \"'()*^:+-{},_\0\u0301ANDORTE"))
+    | st.text(alphabet=st.characters(categories=["Cs", "Mn", "Cf", "Lo", "Nl"]))
 )
 
 

