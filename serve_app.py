@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from ray.serve import Application
 
+import actors
 from actors import ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket
 from actors.runtime.host import HostSettings
 from actors.runtime.placement import Cluster
@@ -53,7 +55,8 @@ def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Clust
 
 def build(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Application:
     """The whole service. Reads and writes nothing: the parts begin where they run."""
-    cluster = cluster_of(config, tenants)
+    # Each replica makes its own stubs, and whichever comes first starts the hosts.
+    connect = functools.partial(actors.start, cluster_of(config, tenants))
     vectors = Vectors(path=str(config.data_dir / "vectors"), host_resource=config.objects.host_resource)
     uses_embedded_model = any(tenant.model.base_url is None for tenant in tenants.values())
     extraction = ExtractionLimits(
@@ -65,11 +68,11 @@ def build(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Applicatio
     model = ModelDeployment.bind(embedded=EmbeddedSettings() if uses_embedded_model else None)
     embedding = EmbeddingDeployment.bind()
     retrieval = {tenant.tenant: tenant.retrieval for tenant in tenants.values()}
-    search = SearchDeployment.bind(cluster=cluster, retrieval=retrieval, embedding=embedding, vectors=vectors)
-    ingest = IngestDeployment.bind(cluster=cluster, limits=extraction, embedding=embedding, vectors=vectors)
-    chat = ChatDeployment.bind(cluster=cluster, tenants=tenants, model=model, search=search)
+    search = SearchDeployment.bind(connect=connect, retrieval=retrieval, embedding=embedding, vectors=vectors)
+    ingest = IngestDeployment.bind(connect=connect, limits=extraction, embedding=embedding, vectors=vectors)
+    chat = ChatDeployment.bind(connect=connect, tenants=tenants, model=model, search=search)
     application: Application = IngressDeployment.bind(
-        config=config, tenants=tenants, cluster=cluster, chat=chat, ingest=ingest, search=search
+        config=config, tenants=tenants, connect=connect, chat=chat, ingest=ingest, search=search
     )
     return application
 

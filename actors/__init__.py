@@ -19,6 +19,7 @@ from actors.runtime import (
 )
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import RayBackend, connect, start
+from actors.runtime.namespace import Objects
 from actors.token_bucket import TokenBucket
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ObjectNotFound",
     "ObjectOverloaded",
     "ObjectReset",
+    "Objects",
     "RayBackend",
     "TokenBucket",
     "connect",

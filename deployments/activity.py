@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from actors import Directory, DurableError, RayBackend
+from actors import Directory, DurableError, Objects
 from actors.chat_session import Appended
 from actors.directory import Activity
 
@@ -25,7 +25,7 @@ GATHERED_MAX = 1000
 class ActivityLog:
     """Gathers what happened in sessions, and tells the directories."""
 
-    def __init__(self, objects: RayBackend) -> None:
+    def __init__(self, objects: Objects) -> None:
         self._directories = objects.namespace(Directory)
         self._news: dict[str, dict[str, Activity]] = {}
         self._telling: asyncio.Task[None] | None = None

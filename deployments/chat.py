@@ -19,12 +19,10 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-import actors
-from actors import DurableError
+from actors import ChatSession, DurableError, Objects
 from actors.chat_session import Appended, History
 from actors.document_index import Passage
 from actors.runtime.namespace import Stub
-from actors.runtime.placement import Cluster
 from configs.tenant import TenantConfig
 from deployments import prompt
 from deployments.activity import ActivityLog
@@ -86,13 +84,13 @@ class Chat:
     def __init__(
         self,
         *,
-        cluster: Cluster,
+        connect: Callable[[], Objects],
         tenants: Mapping[str, TenantConfig],
         model: DeploymentHandle,
         search: DeploymentHandle,
         now: Callable[[], float] = time.time,
     ) -> None:
-        objects = actors.start(cluster)
+        objects = connect()
         self._activity = ActivityLog(objects)
         self._sessions = Sessions(objects, tenants, self._activity, now)
         self._tenants = tenants
@@ -167,7 +165,7 @@ class Chat:
 
     async def _generate(
         self,
-        session: Stub[actors.ChatSession],
+        session: Stub[ChatSession],
         turn: Turn,
         turn_id: str,
         request: ChatRequest,
@@ -211,7 +209,7 @@ class Chat:
 
     async def _append(
         self,
-        session: Stub[actors.ChatSession],
+        session: Stub[ChatSession],
         role: str,
         content: str,
         *,

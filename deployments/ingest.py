@@ -18,11 +18,9 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-import actors
-from actors import DocumentIndex, DurableError
+from actors import DocumentIndex, DurableError, Objects
 from actors.document_index import DocumentEntry, NewChunk, Scalar
 from actors.runtime.namespace import Stub
-from actors.runtime.placement import Cluster
 from deployments.chunk import Chunk, Chunker
 from deployments.document_errors import DocumentError, DocumentTooLarge, UnreadableDocument
 from deployments.documents import INDEX_NAME, Ingested, NewDocument
@@ -46,14 +44,14 @@ class Ingest:
     def __init__(
         self,
         *,
-        cluster: Cluster,
+        connect: Callable[[], Objects],
         limits: ExtractionLimits,
         embedding: DeploymentHandle,
         vectors: Vectors,
         chunker: Chunker | None = None,
         new_version: Callable[[], str] = lambda: secrets.token_hex(4),
     ) -> None:
-        self._documents = actors.start(cluster).namespace(DocumentIndex)
+        self._documents = connect().namespace(DocumentIndex)
         self._limits = limits
         self._extractor = Extractor(limits)
         self._chunker = chunker or Chunker()

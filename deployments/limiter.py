@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors import ObjectReset, RayBackend, TokenBucket
+from actors import ObjectReset, Objects, TokenBucket
 from actors.runtime.object_id import encode_part
 from actors.token_bucket import Decision, Limit
 from configs.tenant import TenantConfig
@@ -46,7 +46,7 @@ class Usage:
 class Limiter:
     """Checks clients against their buckets."""
 
-    def __init__(self, objects: RayBackend, tenants: Mapping[str, TenantConfig]) -> None:
+    def __init__(self, objects: Objects, tenants: Mapping[str, TenantConfig]) -> None:
         self._buckets = objects.namespace(TokenBucket)
         self._parts = {name: tenant.limits.client_key for name, tenant in tenants.items()}
         self._limits = {

@@ -11,17 +11,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-import actors
-from actors import DocumentIndex, KeyValue
+from actors import DocumentIndex, KeyValue, Objects
 from actors.document_index import Passage, Scalar
 from actors.key_value import VALUE_BYTES_MAX
-from actors.runtime.placement import Cluster
 from configs.tenant import RetrievalConfig
 from deployments.documents import INDEX_NAME, Found
 from deployments.ranking import fuse
@@ -38,12 +36,12 @@ class Search:
     def __init__(
         self,
         *,
-        cluster: Cluster,
+        connect: Callable[[], Objects],
         retrieval: Mapping[str, RetrievalConfig],
         embedding: DeploymentHandle,
         vectors: Vectors,
     ) -> None:
-        objects = actors.start(cluster)
+        objects = connect()
         self._documents = objects.namespace(DocumentIndex)
         self._caches = objects.namespace(KeyValue)
         self._retrieval = retrieval

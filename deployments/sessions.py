@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from actors import ChatSession, Directory, ObjectNotFound, RayBackend
+from actors import ChatSession, Directory, ObjectNotFound, Objects
 from actors.chat_session import Appended, History, SessionMetadata
 from actors.directory import SessionPage
 from actors.runtime.namespace import Stub
@@ -27,7 +27,7 @@ class Sessions:
 
     def __init__(
         self,
-        objects: RayBackend,
+        objects: Objects,
         tenants: Mapping[str, TenantConfig],
         activity: ActivityLog,
         now: Callable[[], float],

@@ -252,8 +252,6 @@ class ObjectBehaviours:
         ("name", "value"),
         [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("locking_mode", "exclusive")],
     )
-    async def test_the_database_is_set_up_for_durability(
-        self, notebook: Stub[Notebook], name: str, value: Any
-    ) -> None:
+    async def test_the_database_is_set_up_for_durability(self, notebook: Stub[Notebook], name: str, value: Any) -> None:
         await notebook.add("x")
         assert await notebook.pragma(name) == value

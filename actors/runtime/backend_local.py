@@ -45,22 +45,25 @@ class LocalBackend:
             for slot in range(settings.slots):
                 path = data_dir / "slots" / f"{slot:03d}.lock"
                 self._locks.append(SlotLock(path, owner, wait_s=lock_wait_s))
+            self._specs = {durable_class: ClassSpec(durable_class) for durable_class in classes}
+            self.host = ObjectHost(
+                name="local",
+                data_dir=data_dir,
+                classes=self._specs.values(),
+                owns=lambda _: True,
+                settings=settings,
+                clock=clock,
+            )
         except BaseException:
             self._release()
             raise
-        self._specs = {durable_class: ClassSpec(durable_class) for durable_class in classes}
-        self.host = ObjectHost(
-            name="local",
-            data_dir=data_dir,
-            classes=self._specs.values(),
-            owns=lambda _: True,
-            settings=settings,
-            clock=clock,
-        )
         self._lane = Lane(self.host)
 
     def namespace(self, durable_class: type[Class]) -> Namespace[Class]:
         return Namespace(self, self._specs[durable_class])
+
+    async def ready(self) -> None:
+        """At once: the slots were taken when this was made."""
 
     async def send(self, object_id: ObjectId, call: Call) -> Reply:
         if not self._locks:

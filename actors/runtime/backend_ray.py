@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
+from ray._private import ray_constants, services
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
@@ -391,9 +393,23 @@ def connect(address: str = "auto") -> RayBackend:
         ConnectionError: no Ray cluster, or no objects are hosted on it.
     """
     if not ray.is_initialized():
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
+        _allow_loopback(address)
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CONTROL_PREFIX):
             control = ray.get_actor(actor["name"], namespace=NAMESPACE)
             return RayBackend(control, ray.get(control.cluster.remote(), timeout=START_TIMEOUT_S))
     raise ConnectionError("no durable objects are hosted on this Ray cluster; start the service first")
+
+
+def _allow_loopback(address: str) -> None:
+    """Lets this process join a cluster that listens on 127.0.0.1 alone, as `make run` starts it.
+
+    Ray replaces 127.0.0.1 by the machine's outward address, where such a cluster does not listen, unless told that the
+    cluster is of a kind that lives on loopback. It reads the variable once, on import, which has happened here.
+    """
+    addresses = services.find_gcs_addresses() if address == "auto" else {address}
+    addresses = {os.environ.get("RAY_ADDRESS") or found for found in addresses}
+    if any(found.startswith("127.0.0.1:") for found in addresses):
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False

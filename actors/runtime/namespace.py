@@ -54,6 +54,16 @@ class Backend(Protocol):
         """Sends one call by itself; returns a Ray `ObjectRef` to its result."""
 
 
+class Objects(Protocol):
+    """All objects of a data directory, wherever they live: what a program that uses objects needs to be given."""
+
+    def namespace(self, durable_class: type[Class]) -> Namespace[Class]:
+        """All objects of one class."""
+
+    async def ready(self) -> None:
+        """Returns when objects of every slot can run; raises what keeps them from it."""
+
+
 class StubMethod:
     """One method of one object."""
 

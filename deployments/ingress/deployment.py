@@ -6,15 +6,14 @@ One Serve deployment, in as many replicas as need be; none of them keeps anythin
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-import actors
-from actors.runtime.placement import Cluster
+from actors import Objects
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
@@ -36,12 +35,12 @@ class Ingress:
         *,
         config: ServiceConfig,
         tenants: Mapping[str, TenantConfig],
-        cluster: Cluster,
+        connect: Callable[[], Objects],
         chat: DeploymentHandle,
         ingest: DeploymentHandle,
         search: DeploymentHandle,
     ) -> None:
-        objects = actors.start(cluster)
+        objects = connect()
         self._services = Services(
             config=config,
             tenants=tenants,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from ray.serve.handle import DeploymentHandle
 
-from actors import RayBackend
+from actors import Objects
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.keyring import Keyring
@@ -22,7 +22,7 @@ class Services:
 
     config: ServiceConfig
     tenants: Mapping[str, TenantConfig]
-    objects: RayBackend
+    objects: Objects
     keyring: Keyring
     limiter: Limiter
     sessions: Sessions

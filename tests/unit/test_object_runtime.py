@@ -204,9 +204,7 @@ class TestOutputGate:
 
     async def test_a_full_disk_undoes_the_turn_and_says_so(self, notebook: Stub[Notebook]) -> None:
         await notebook.add("durable")
-        added, filled = await asyncio.gather(
-            notebook.add("lost"), notebook.fill(1_000_000, 20), return_exceptions=True
-        )
+        added, filled = await asyncio.gather(notebook.add("lost"), notebook.fill(1_000_000, 20), return_exceptions=True)
         assert isinstance(added, StorageFull)
         assert isinstance(filled, StorageFull)
         assert filled.object_key == str(notebook.id)
@@ -230,6 +228,12 @@ class TestOutputGate:
         assert {type(outcome) for outcome in outcomes} <= {ObjectReset, StorageFull}
         assert await notebook.lines() == ["durable"]
         await notebook.add("goes on")
+
+
+async def ticks() -> None:
+    """Lets everything happen that waits for nothing but its turn in the event loop."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def gate_reached(stub: Stub[Any], data_dir: Path) -> bool:
@@ -333,7 +337,7 @@ class TestResidence:
     ) -> None:
         gate, open_gate = gate_in(tmp_path)
         turn = asyncio.ensure_future(notebook.add_around_gate("x", gate))
-        await asyncio.sleep(0.01)
+        await ticks()
         clock.advance(1000)
         assert backend.host.sweep() == 0
         assert not backend.host.evict(notebook.id)
@@ -368,7 +372,7 @@ class TestResidence:
             asyncio.ensure_future(notebooks.get("acme", str(number)).add_around_gate("x", gate))
             for number in range(SETTINGS.resident_objects_max)
         ]
-        await asyncio.sleep(0.01)
+        await ticks()
         with pytest.raises(ObjectOverloaded, match="all 8 objects of local are busy") as overloaded:
             await notebooks.get("acme", "newcomer").add("y")
         assert overloaded.value.retry_after_s == 1.0
@@ -434,8 +438,9 @@ class TestMailbox:
         with opened(data_dir, mailbox_calls_max=5) as backend:
             stub = backend.namespace(Notebook).get("acme", "n")
             slow = asyncio.ensure_future(stub.add_around_gate("slow", gate))
-            await asyncio.sleep(0.01)
+            await ticks()
             waiting = [asyncio.ensure_future(stub.add(str(number))) for number in range(5)]
+            await ticks()
             with pytest.raises(ObjectOverloaded, match="5 calls are waiting"):
                 await stub.add("one too many")
             open_gate()
@@ -447,8 +452,9 @@ class TestMailbox:
         with opened(data_dir, mailbox_bytes_max=10_000) as backend:
             stub = backend.namespace(Notebook).get("acme", "n")
             slow = asyncio.ensure_future(stub.add_around_gate("slow", gate))
-            await asyncio.sleep(0.01)
+            await ticks()
             waiting = asyncio.ensure_future(stub.add("x" * 6_000))
+            await ticks()
             with pytest.raises(ObjectOverloaded, match="bytes are waiting"):
                 await stub.add("x" * 6_000)
             open_gate()
@@ -469,10 +475,10 @@ class TestMailbox:
             stub = backend.namespace(Notebook).get("acme", "n")
             slow = asyncio.ensure_future(stub.add_around_gate("slow", gate))
             old = asyncio.ensure_future(stub.add("too late"))
-            await asyncio.sleep(0.01)
+            await ticks()
             clock.advance(20)
             young = asyncio.ensure_future(stub.add("in time"))
-            await asyncio.sleep(0.01)
+            await ticks()
             clock.advance(11)
             open_gate()
             with pytest.raises(ObjectOverloaded, match="waited longer than 30 s"):
@@ -487,7 +493,7 @@ class TestMailbox:
         ((status, ticket),) = await backend.host.batch([call_of(notebook, "add_around_gate", "x", gate)])
         open_gate()
         while not backend.host.evict(notebook.id):
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0)
         clock.advance(121)
         backend.host.sweep()
         with pytest.raises(KeyError):
@@ -517,7 +523,7 @@ class TestEnd:
             asyncio.ensure_future(call)
             for call in (notebook.add_around_gate("x", gate), notebook.add("waiting"), notebook.lines())
         ]
-        await asyncio.sleep(0.02)
+        await ticks()
         backend.close()
         open_gate()
         for call in calls:
@@ -531,7 +537,7 @@ class TestEnd:
     ) -> None:
         gate, open_gate = gate_in(tmp_path)
         turn = asyncio.ensure_future(notebook.add_around_gate("x", gate))
-        await asyncio.sleep(0.01)
+        await ticks()
         assert not backend.host.retire()
         assert backend.host.idle_for_s == 0.0
         open_gate()
@@ -602,9 +608,7 @@ class TestRepeating:
         await stub.put("k", "v")
         assert await stub.get("k") == "v"
 
-    async def test_an_exactly_once_call_is_repeated_and_done_once(
-        self, stub: Stub[Notebook], lossy: Repeating
-    ) -> None:
+    async def test_an_exactly_once_call_is_repeated_and_done_once(self, stub: Stub[Notebook], lossy: Repeating) -> None:
         lossy.losses = 3
         assert await stub.append("x") == 1
         assert await stub.lines() == ["x"]
@@ -654,7 +658,9 @@ def subclasses_of(root: type[DurableError]) -> list[type[DurableError]]:
     return [root, *[deeper for child in root.__subclasses__() for deeper in subclasses_of(child)]]
 
 
-RUNTIME_ERRORS = [error for error in dict.fromkeys(subclasses_of(DurableError)) if error.__module__.startswith("actors.")]
+RUNTIME_ERRORS = [
+    error for error in dict.fromkeys(subclasses_of(DurableError)) if error.__module__.startswith("actors.")
+]
 FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "value": "x" * 200}
 
 

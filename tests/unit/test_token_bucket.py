@@ -10,24 +10,14 @@ from pathlib import Path
 import pytest
 
 from actors import InvalidArgument, LocalBackend, TokenBucket
-from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from actors.runtime.object_id import ObjectId
 from actors.token_bucket import RETRY_AFTER_MAX_S, Decision, Limit, State
+from tests.unit.objects_fixtures import Hibernating
 
 SLOTS = 4
 LIMIT = Limit(refill_per_second=2, capacity=10)
-
-
-class Hibernating(LocalBackend):
-    """Closes an object's file after each call: only what is stored survives."""
-
-    async def send(self, object_id: ObjectId, call: Call) -> Reply:
-        reply = await super().send(object_id, call)
-        self.host.evict(object_id)
-        return reply
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+"""The whole service, as `make run` starts it, in processes of its own; one for all tests that talk to it over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+CONFIG = Path(__file__).parent / "service" / "service.yaml"
+START_WITHIN_S = 180.0
+END_WITHIN_S = 60.0
+
+
+class Service:
+    """A running service. `start` and `kill` may alternate on the same data."""
+
+    def __init__(self, data_dir: Path, port: int) -> None:
+        self.data_dir = data_dir
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.said = ""
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        environ = {**os.environ, "MOBULA_CONFIG": str(CONFIG), "MOBULA_PORT": str(self.port)}
+        environ["MOBULA_DATA_DIR"] = str(self.data_dir)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "deployments"],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        limit = threading.Timer(START_WITHIN_S, self._process.kill)
+        limit.start()
+        try:
+            for line in self._process.stdout:
+                self.said += line
+                if "Mobula is at" in line:
+                    return
+        finally:
+            limit.cancel()
+        raise AssertionError(f"the service ended without being ready:\n{self.said}")
+
+    def stop(self) -> None:
+        """As Ctrl-C does."""
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGINT)
+            self._process.communicate(timeout=END_WITHIN_S)
+            self._process = None
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """Those of this service whose command line holds `name`; Ray calls a worker `ray::<class>`."""
+        assert self._process is not None
+        root = psutil.Process(self._process.pid)
+        return [process for process in [root, *root.children(recursive=True)] if name in " ".join(_command(process))]
+
+    def kill(self, name: str = "") -> int:
+        """`kill -9` of those processes; of all without a name. Returns how many there were."""
+        found = self.processes(name)
+        for process in found:
+            process.kill()
+        psutil.wait_procs(found, timeout=END_WITHIN_S)
+        return len(found)
+
+    @property
+    def ray_environ(self) -> dict[str, str]:
+        """What another process needs to join the service's Ray cluster."""
+        record = json.loads((self.data_dir / "run" / "run.json").read_text())
+        return {**os.environ, "RAY_ADDRESS": record["ray_address"]}
+
+    def client(self, key: str | None = "sk-demo", *, timeout_s: float = 60.0) -> httpx.Client:
+        """A client of one tenant. Close it, or use it as a context."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service"), free_port())
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def demo(service: Service) -> Iterator[httpx.Client]:
+    with service.client("sk-demo") as client:
+        yield client
+
+
+@pytest.fixture
+def acme(service: Service) -> Iterator[httpx.Client]:
+    with service.client("sk-acme") as client:
+        yield client
