@@ -1,13 +1,14 @@
 """What an object promises its callers, whatever it runs in.
 
-The same tests for the in-process backend and for Ray: each folder's `test_object_runtime.py` inherits them and gives the
-`backend`.
+The same tests for the in-process backend and for Ray: each folder's `test_object_runtime.py` inherits them and gives
+the `backend`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from tests.objects import Ledger, Notebook, Refusal, gate_in
 def call_of(stub: Stub[Any], method: str, *args: Any, request_id: str = "") -> Call:
     """A call as the stub would make it, with a request id of the test's choosing."""
     return stub.id.class_name, stub.id.tenant, stub.id.name, method, pack_arguments(args, {}), request_id
+
+
+async def outcomes_of(*calls: Awaitable[Any]) -> list[Any]:
+    """What each of the calls, made together, returned or raised."""
+    return list(await asyncio.gather(*calls, return_exceptions=True))
 
 
 class ObjectBehaviours:
@@ -72,21 +78,18 @@ class ObjectBehaviours:
         assert [line.lstrip("x") for line in await notebook.lines()] == [text.lstrip("x") for text in texts]
 
     async def test_a_turn_that_raises_undoes_its_own_writes_only(self, notebook: Stub[Notebook]) -> None:
-        outcomes = await asyncio.gather(
+        outcomes = await outcomes_of(
             notebook.add("a"),
             notebook.add_and_raise("b", Refusal("no", 1)),
             notebook.add("c"),
             notebook.add_and_raise("d", Refusal("no", 2)),
             notebook.add("e"),
-            return_exceptions=True,
         )
         assert [type(outcome) for outcome in outcomes] == [int, Refusal, int, Refusal, int]
         assert await notebook.lines() == ["a", "c", "e"]
 
     async def test_a_first_turn_that_raises_leaves_those_that_follow(self, notebook: Stub[Notebook]) -> None:
-        first, second = await asyncio.gather(
-            notebook.add_and_raise("a", Refusal("no", 1)), notebook.add("b"), return_exceptions=True
-        )
+        first, second = await outcomes_of(notebook.add_and_raise("a", Refusal("no", 1)), notebook.add("b"))
         assert isinstance(first, Refusal)
         assert second == 1
         assert await notebook.lines() == ["b"]
@@ -115,8 +118,8 @@ class ObjectBehaviours:
     async def test_what_cannot_travel_arrives_as_object_failed_and_is_undone(
         self, notebook: Stub[Notebook], method: str, error: str, message: str
     ) -> None:
-        before, failure, after = await asyncio.gather(
-            notebook.add("before"), getattr(notebook, method)("x"), notebook.add("after"), return_exceptions=True
+        before, failure, after = await outcomes_of(
+            notebook.add("before"), getattr(notebook, method)("x"), notebook.add("after")
         )
         assert (before, after) == (1, 2)
         assert isinstance(failure, ObjectFailed)
@@ -126,7 +129,7 @@ class ObjectBehaviours:
     @pytest.mark.parametrize("method", ["leave_process", "leave_process_later", "cancel_itself"])
     async def test_a_method_cannot_end_its_host(self, notebook: Stub[Notebook], method: str) -> None:
         pid = await notebook.pid()
-        with pytest.raises(ObjectFailed, match="SystemExit|CancelledError"):
+        with pytest.raises(ObjectFailed, match=r"SystemExit|CancelledError"):
             await getattr(notebook, method)()
         assert await notebook.lines() == []
         assert await notebook.pid() == pid

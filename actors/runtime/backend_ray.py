@@ -347,6 +347,13 @@ class RayBackend:
     def _pool_link(self, number: int) -> _ActorLink:
         async def find() -> ActorHandle:
             try:
+                # Until it answers, the host of that name may be one of an older deployment, about to be ended.
+                await self._control.cluster.remote()
+            except ActorDiedError:
+                pass  # a newer deployment replaced it, and its hosts have the same names
+            except RayActorError as restarting:
+                raise HostRetired from restarting
+            try:
                 return await asyncio.to_thread(ray.get_actor, f"host-{number}", namespace=NAMESPACE)
             except ValueError as missing:
                 raise HostRetired from missing  # between two deployments; nothing was sent

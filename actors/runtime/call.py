@@ -12,7 +12,7 @@ import pickle
 import secrets
 from typing import Any, TypeAlias
 
-from actors.runtime.errors import DurableError, ObjectFailed
+from actors.runtime.errors import DurableError, InvalidArgument, ObjectFailed
 
 #: class name, tenant, name, method, pickled (args, kwargs), request id or ""
 Call: TypeAlias = tuple[str, str, str, str, bytes, str]
@@ -25,7 +25,14 @@ PENDING = 2
 
 
 def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    return pickle.dumps((args, kwargs), protocol=pickle.HIGHEST_PROTOCOL)
+    """
+    Raises:
+        InvalidArgument: they are nested too deep to be packed. What JSON may hold can be.
+    """
+    try:
+        return pickle.dumps((args, kwargs), protocol=pickle.HIGHEST_PROTOCOL)
+    except RecursionError:
+        raise InvalidArgument("arguments", "...", "are nested too deep") from None
 
 
 def unpack_arguments(packed: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -85,3 +92,15 @@ class HostRetired(DurableError):
 
     retryable = True
     retry_after_s = 0.05
+
+
+class NotOwner(HostRetired):
+    """The host does not own the object: it, or the caller, belongs to another deployment. It ran nothing."""
+
+    def __init__(self, host: str, object_key: str) -> None:
+        super().__init__(host, object_key)
+        self.host = host
+        self.object_key = object_key
+
+    def __str__(self) -> str:
+        return f"{self.host} does not own it"

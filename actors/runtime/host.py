@@ -18,9 +18,9 @@ from typing import Any
 
 from actors.runtime import sqlite
 from actors.runtime.activation import Activation, Turn
-from actors.runtime.call import PENDING, Call, HostRetired, Reply, raised, unpack
+from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, unpack
 from actors.runtime.clock import Clock, SystemClock
-from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded, ObjectReset
+from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
 from actors.runtime.object_id import ObjectId
 from actors.runtime.schema import Schema
@@ -233,7 +233,7 @@ class ObjectHost:
             return activation
         object_id = ObjectId(*parts)
         if not self._owns(object_id):
-            raise ObjectReset(str(object_id), f"{self.name} does not own it")
+            raise NotOwner(self.name, str(object_id))
         if len(self._activations) >= self._settings.resident_objects_max:
             self._make_room(object_id, ready)
         activation = Activation(object_id, self._open, self._clock)

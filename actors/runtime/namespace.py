@@ -97,8 +97,8 @@ class StubMethod:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     reply = await self._backend.send(self._id, call)
                 return unpack(reply)
-            except HostRetired:
-                reason, safe = "its host is ending", True
+            except HostRetired as retired:
+                reason, safe = str(retired) or "its host is ending", True
             except HostLost as lost:
                 reason, safe = lost.reason, self._method.repeat is not Repeat.NEVER
             except TimeoutError:

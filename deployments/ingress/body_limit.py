@@ -41,12 +41,15 @@ class BodyLimit:
 
         async def noted(message: Message) -> None:
             nonlocal started
+            if received_bytes > self._size_bytes_max and not started:
+                return  # FastAPI answers 400 to whatever goes wrong while it reads a body
             started = True
             await send(message)
 
         try:
             await self._app(scope, counted, noted)
-        except BodyTooLarge as error:
+        except BodyTooLarge:
             if started:
                 raise
-            await problem_of(error)(scope, receive, send)
+        if received_bytes > self._size_bytes_max and not started:
+            await problem_of(BodyTooLarge(self._size_bytes_max))(scope, receive, send)

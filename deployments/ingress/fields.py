@@ -7,10 +7,11 @@ JSON can spell; numbers are finite.
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 #: As in OpenAI's conversations: 16 pairs, keys of 64 and values of 512 characters.
 METADATA_PAIRS_MAX = 16
@@ -19,6 +20,8 @@ METADATA_VALUE_CHARS_MAX = 512
 TITLE_CHARS_MAX = 300
 TTL_S_MAX = 10 * 366 * 86_400
 INTEGER_MAX = 2**53
+#: Every encoder on the way, and that of the answer, nests deeper than this.
+JSON_DEPTH_MAX = 100
 
 
 class Body(BaseModel):
@@ -36,13 +39,42 @@ def _in_utf8(text: str) -> str:
 
 
 def _is_json(value: Any) -> Any:
+    level = [value]
+    for _ in range(JSON_DEPTH_MAX):
+        # Level by level: what nests too deep for an encoder does so for a recursive function as well.
+        containers = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [inner for container in containers for inner in container]
+        if not level:
+            break
+    else:
+        raise ValueError(f"must not be nested deeper than {JSON_DEPTH_MAX} levels")
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("holds half of a surrogate pair") from None
-    except (ValueError, RecursionError):
-        raise ValueError("must be JSON, without NaN or Infinity, and not nested too deep") from None
+    except ValueError:
+        raise ValueError("must be JSON, without NaN or Infinity") from None
     return value
+
+
+def _is_scalar(value: Any) -> Any:
+    """Not a union of types, which would put its members' names into the name of the field that is at fault."""
+    match value:
+        case bool():
+            return value
+        case str():
+            if len(value) > METADATA_VALUE_CHARS_MAX:
+                raise ValueError(f"has more than {METADATA_VALUE_CHARS_MAX} characters")
+            return _in_utf8(value)
+        case int():
+            if abs(value) > INTEGER_MAX:
+                raise ValueError(f"must be from -{INTEGER_MAX} to {INTEGER_MAX}")
+            return value
+        case float():
+            if not math.isfinite(value):
+                raise ValueError("must not be NaN or infinite")
+            return value
+    raise ValueError("must be a string, a number, true or false")
 
 
 Text = Annotated[str, AfterValidator(_in_utf8)]
@@ -55,12 +87,13 @@ SessionMetadataField = Annotated[
     dict[MetadataKey, Annotated[Text, Field(max_length=METADATA_VALUE_CHARS_MAX)]], Field(max_length=METADATA_PAIRS_MAX)
 ]
 #: A document's metadata can be searched by, so its values keep their types.
-Scalar = (
-    Annotated[StrictStr, Field(max_length=METADATA_VALUE_CHARS_MAX), AfterValidator(_in_utf8)]
-    | StrictBool
-    | Annotated[StrictInt, Field(ge=-INTEGER_MAX, le=INTEGER_MAX)]
-    | StrictFloat
+_ScalarSchema = (
+    Annotated[str, Field(max_length=METADATA_VALUE_CHARS_MAX)]
+    | bool
+    | Annotated[int, Field(ge=-INTEGER_MAX, le=INTEGER_MAX)]
+    | float
 )
+Scalar = Annotated[str | bool | int | float, PlainValidator(_is_scalar, json_schema_input_type=_ScalarSchema)]
 DocumentMetadata = Annotated[dict[MetadataKey, Scalar], Field(max_length=METADATA_PAIRS_MAX)]
 DocumentId = Annotated[Text, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 TopK = Annotated[int, Field(ge=1, le=50)]

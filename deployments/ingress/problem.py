@@ -122,14 +122,20 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Response:
 def _validation_problem(error: RequestValidationError) -> Response:
     errors = []
     for found in error.errors()[:VALIDATION_ERRORS_MAX]:
-        # The first part says where the field is: body, query, path or header.
-        field = ".".join(str(part) for part in found["loc"][1:]) or str(found["loc"][0])
+        # The first part says where the field is: body, query, path or header. What follows it where the body is no JSON
+        # is a position.
+        names = () if found["type"] == "json_invalid" else found["loc"][1:]
+        field = ".".join(str(name) for name in names) or str(found["loc"][0])
         # ascii() also of what can't be encoded, such as half of a surrogate pair.
         value = ascii(found.get("input"))
         if len(value) > VALUE_CHARS_MAX:
             value = value[: VALUE_CHARS_MAX - 3] + "..."
         errors.append(
-            {"field": field.encode("ascii", "backslashreplace").decode(), "problem": found["msg"], "value": value}
+            {
+                "field": field.encode("ascii", "backslashreplace").decode(),
+                "problem": found["msg"].removeprefix("Value error, "),
+                "value": value,
+            }
         )
     return invalid(errors)
 
@@ -143,6 +149,9 @@ def install(app: FastAPI) -> None:
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400:
+            # What FastAPI and Starlette say of a body that they can't parse, and of nothing else.
+            return invalid([{"field": "body", "problem": str(error.detail), "value": ""}])
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
     async def on_any(_: Request, error: Exception) -> Response:

@@ -343,7 +343,7 @@ async def test_operators_and_quotes_in_a_query_are_harmless(index: Stub[Document
         "_ rays",
         "\u0301 rays",
     ]
-    assert {query: await index.match(query) for query in queries} == dict.fromkeys(queries, ["d1.1.0"])
+    assert {query: await index.match(query) for query in queries} == {query: ["d1.1.0"] for query in queries}
 
 
 _QUERIES = (

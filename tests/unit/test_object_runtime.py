@@ -37,7 +37,7 @@ from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Namespace, Stub
 from actors.runtime.object import ClassSpec
 from actors.runtime.storage import Storage
-from tests.behaviours import ObjectBehaviours, call_of
+from tests.behaviours import ObjectBehaviours, call_of, outcomes_of
 from tests.objects import Ledger, Notebook, Refusal, gate_in
 
 SETTINGS = HostSettings(
@@ -134,9 +134,7 @@ class TestOutputGate:
         await notebook.add("durable")
         incarnation = await notebook.incarnation()
         disk.before_writing = {str(notebook.id)}
-        outcomes = await asyncio.gather(
-            notebook.add("lost"), notebook.lines(), notebook.add("lost"), return_exceptions=True
-        )
+        outcomes = await outcomes_of(notebook.add("lost"), notebook.lines(), notebook.add("lost"))
         assert [str(outcome) for outcome in outcomes] == [f"{notebook.id} was reset: the disk said no"] * 3
         disk.before_writing = set()
         assert await notebook.lines() == ["durable"]
@@ -146,8 +144,8 @@ class TestOutputGate:
         self, notebook: Stub[Notebook], disk: FailingDisk
     ) -> None:
         disk.before_writing = {str(notebook.id)}
-        added, refused = await asyncio.gather(
-            notebook.add("a"), notebook.add_and_raise("b", Refusal("there is an a already", 1)), return_exceptions=True
+        added, refused = await outcomes_of(
+            notebook.add("a"), notebook.add_and_raise("b", Refusal("there is an a already", 1))
         )
         assert isinstance(added, ObjectReset)
         assert isinstance(refused, ObjectReset)
@@ -157,7 +155,7 @@ class TestOutputGate:
     ) -> None:
         stubs = [notebooks.get("acme", str(number)) for number in range(5)]
         disk.before_writing = {str(stubs[2].id)}
-        outcomes = await asyncio.gather(*[stub.add("x") for stub in stubs], return_exceptions=True)
+        outcomes = await outcomes_of(*[stub.add("x") for stub in stubs])
         assert [type(outcome) for outcome in outcomes] == [int, int, ObjectReset, int, int]
 
     async def test_a_commit_whose_outcome_is_unknown_is_read_back_from_disk(
@@ -204,7 +202,7 @@ class TestOutputGate:
 
     async def test_a_full_disk_undoes_the_turn_and_says_so(self, notebook: Stub[Notebook]) -> None:
         await notebook.add("durable")
-        added, filled = await asyncio.gather(notebook.add("lost"), notebook.fill(1_000_000, 20), return_exceptions=True)
+        added, filled = await outcomes_of(notebook.add("lost"), notebook.fill(1_000_000, 20))
         assert isinstance(added, StorageFull)
         assert isinstance(filled, StorageFull)
         assert filled.object_key == str(notebook.id)
@@ -220,9 +218,7 @@ class TestOutputGate:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (wal_bytes + 100, hard))
         try:
-            outcomes = await asyncio.gather(
-                notebook.add("x" * 50_000), notebook.add("lost"), notebook.lines(), return_exceptions=True
-            )
+            outcomes = await outcomes_of(notebook.add("x" * 50_000), notebook.add("lost"), notebook.lines())
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert {type(outcome) for outcome in outcomes} <= {ObjectReset, StorageFull}
@@ -248,8 +244,8 @@ class TestMisbehaviour:
     async def test_a_turn_that_ends_the_groups_transaction_is_not_acknowledged(
         self, notebook: Stub[Notebook], method: str
     ) -> None:
-        before, early, after = await asyncio.gather(
-            notebook.add("before"), getattr(notebook, method)("early"), notebook.add("after"), return_exceptions=True
+        before, early, after = await outcomes_of(
+            notebook.add("before"), getattr(notebook, method)("early"), notebook.add("after")
         )
         assert isinstance(before, ObjectReset)
         assert isinstance(early, ObjectReset)
@@ -257,8 +253,8 @@ class TestMisbehaviour:
         assert (await notebook.lines())[after - 1] == "after"
 
     async def test_a_turn_that_closes_the_database_resets_the_object(self, notebook: Stub[Notebook]) -> None:
-        before, closed, after = await asyncio.gather(
-            notebook.add("before"), notebook.close_storage(), notebook.add("after"), return_exceptions=True
+        before, closed, after = await outcomes_of(
+            notebook.add("before"), notebook.close_storage(), notebook.add("after")
         )
         assert isinstance(before, ObjectReset)
         assert isinstance(closed, ObjectReset)
@@ -490,7 +486,7 @@ class TestMailbox:
         self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock, tmp_path: Path
     ) -> None:
         gate, open_gate = gate_in(tmp_path)
-        ((status, ticket),) = await backend.host.batch([call_of(notebook, "add_around_gate", "x", gate)])
+        ((_, ticket),) = await backend.host.batch([call_of(notebook, "add_around_gate", "x", gate)])
         open_gate()
         while not backend.host.evict(notebook.id):
             await asyncio.sleep(0)
@@ -549,7 +545,7 @@ class TestEnd:
     async def test_a_second_backend_on_the_same_files_is_refused_by_name(
         self, backend: LocalBackend, data_dir: Path
     ) -> None:
-        with pytest.raises(SlotOwned, match="slot 000 is owned by process [0-9]+, without Ray"):
+        with pytest.raises(SlotOwned, match=r"slot 000 is owned by process \d+, without Ray"):
             LocalBackend(data_dir, [Notebook], settings=SETTINGS)
 
     async def test_another_number_of_slots_is_refused(self, backend: LocalBackend, data_dir: Path) -> None:
@@ -646,7 +642,7 @@ class TestRepeating:
 
 
 def test_a_sqlite_that_loses_commits_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite.sqlite3, "sqlite_version_info", (3, 51, 2))
+    monkeypatch.setattr("actors.runtime.sqlite.sqlite3.sqlite_version_info", (3, 51, 2))
     with pytest.raises(sqlite.SqliteTooOld, match=r"3\.51\.3 or newer is needed"):
         LocalBackend(data_dir, [Notebook], settings=SETTINGS)
     # The slots are free again.
@@ -762,6 +758,7 @@ class TestSchema:
                 raise Refusal("this migration does not work", 1)
 
             backend = page._backend
+            assert isinstance(backend, LocalBackend)
             backend.host._schemas["Page"]._names.extend(["second", "third"])
             for _ in range(2):
                 with pytest.raises(ObjectFailed, match="activation failed"):
