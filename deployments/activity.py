@@ -33,7 +33,7 @@ class ActivityLog:
     def note(self, tenant: str, session_id: str, appended: Appended) -> None:
         """Takes note of a message; returns at once."""
         news = self._news.setdefault(tenant, {})
-        if len(news) >= GATHERED_MAX:
+        if len(news) >= GATHERED_MAX and session_id not in news:
             return  # the directory is not keeping up; each message of a session tells all of it anew
         news[session_id] = {
             "id": session_id,

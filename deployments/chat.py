@@ -19,22 +19,24 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from actors import ChatSession, DurableError, Objects
-from actors.chat_session import Appended, History
+from actors import ChatSession, DurableError, ObjectNotFound, Objects
+from actors.chat_session import Appended, History, Message
 from actors.document_index import Passage
 from actors.runtime.namespace import Stub
 from configs.tenant import TenantConfig
 from deployments import prompt
 from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, TextDelta
-from deployments.errors import ModelUnavailable, ServiceError
+from deployments.errors import ModelError, ModelUnavailable, ServiceError
+from deployments.prompt import Prompt
 from deployments.question import Question, TurnEvent, TurnEventType
 from deployments.sessions import Sessions
 
 logger = logging.getLogger("mobula.chat")
 
-#: Answers under way in one replica; each open stream is one.
+#: Answers under way in one replica, listened to or not.
 TURNS_AT_ONCE_MAX = 256
+BUSY_RETRY_AFTER_S = 1.0
 HISTORY_MESSAGES_MAX = 100
 
 
@@ -105,6 +107,9 @@ class Chat:
         Raises:
             DurableError, ServiceError: before the first event, and nothing was stored.
         """
+        if len(self._turns) >= TURNS_AT_ONCE_MAX:
+            # Serve counts the listeners; a turn that lost its listener goes on.
+            raise ModelUnavailable("too many answers are under way", BUSY_RETRY_AFTER_S)
         turn = Turn()
         # In a context of its own: Serve ends every call made in a request's context when its client goes away.
         task = asyncio.get_running_loop().create_task(self._run(question, turn), context=contextvars.Context())
@@ -137,11 +142,11 @@ class Chat:
         session_id = question.session_id
         if session_id is None:
             # Checked before a session is made for it; with a history, the history gives way.
-            self._messages(question, [], [])
+            self._prompt(question, [], [])
             session_id = (await self._sessions.create(question.tenant, user_id=question.user_id))["id"]
         session = self._sessions.get(question.tenant, session_id)
         history: History = await session.history(limit=HISTORY_MESSAGES_MAX)
-        self._messages(question, history["messages"], [])
+        self._prompt(question, history["messages"], [])
         asked = await self._append(session, "user", question.message, data={"turn_id": turn_id})
         turn.add("turn.created", {"turn_id": turn_id, "session_id": session_id, "message_id": asked["id"]})
 
@@ -149,11 +154,12 @@ class Chat:
         if question.retrieve:
             found = await self._search.find.remote(question.tenant, question.message, top_k=question.top_k)
             passages = found.passages
-        sources = [_source(passage) for passage in passages]
+        made = self._prompt(question, history["messages"], passages)
+        sources = [_source(passage) for passage in made.passages]
         turn.add("sources", {"sources": sources})
 
         request = ChatRequest(
-            messages=self._messages(question, history["messages"], passages),
+            messages=made.messages,
             max_tokens=self._max_tokens(question),
             temperature=tenant.model.temperature if question.temperature is None else question.temperature,
             timeout_s=tenant.model.timeout_s,
@@ -220,19 +226,15 @@ class Chat:
         self._activity.note(session.id.tenant, session.id.name, appended)
         return appended
 
-    def _messages(self, question: Question, history: Sequence[Any], passages: Sequence[Passage]) -> Any:
+    def _prompt(self, question: Question, history: Sequence[Message], passages: Sequence[Passage]) -> Prompt:
         tenant = self._tenants[question.tenant]
-        fenced = prompt.with_documents(
-            question.message,
-            passages,
-            fence=f"<<{secrets.token_hex(8)}>>",
-            chars_max=tenant.retrieval.context_chars_max,
-        )
         return prompt.build(
             system=tenant.model.system_prompt,
             history=history,
-            question=fenced,
-            question_alone=question.message,
+            question=question.message,
+            passages=passages,
+            fence=f"<<{secrets.token_hex(8)}>>",
+            passages_chars_max=tenant.retrieval.context_chars_max,
             context_tokens=tenant.model.context_tokens,
             max_tokens=self._max_tokens(question),
         )
@@ -268,10 +270,20 @@ def _known(error: Exception) -> Exception:
 
 
 def _as_event(error: Exception) -> dict[str, Any]:
+    """An error for a client: nothing of paths, processes or objects, which other errors' texts name."""
     retryable = bool(getattr(error, "retryable", False))
+    match error:
+        case ModelError():
+            message = str(error)
+        case ObjectNotFound():
+            message = "the session was deleted or has expired"
+        case _ if retryable:
+            message = "a part of the service is busy or restarting"
+        case _:
+            message = "the turn failed"
     return {
         "code": type(error).__name__,
-        "message": str(error),
+        "message": message,
         "retryable": retryable,
         "retry_after_s": getattr(error, "retry_after_s", None),
     }

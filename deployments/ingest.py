@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from actors import DocumentIndex, DurableError, Objects
@@ -34,7 +36,7 @@ from deployments.vectors import Vectors
 logger = logging.getLogger("mobula.ingest")
 
 REQUESTS_AT_ONCE_MAX = 64
-#: Documents of one request that are worked on side by side: one is embedded while the next is read.
+#: Documents, of all requests, that are worked on side by side: one is embedded while the next is read.
 DOCUMENTS_AT_ONCE = 2
 
 
@@ -95,6 +97,9 @@ class Ingest:
                 logger.warning("tenant=%s ingest failed: %s", tenant, error)
                 again = "; send it again later" if error.retryable else ""
                 return Ingested(name, 0, "failed", f"could not be stored{again}")
+            except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
+                logger.warning("tenant=%s ingest failed: the embedding was lost or is busy: %s", tenant, error)
+                return Ingested(name, 0, "failed", "could not be stored; send it again later")
 
     async def _text_of(self, document: NewDocument) -> tuple[str, str]:
         if document.text is None:
@@ -126,7 +131,11 @@ class Ingest:
             document_id, title=title, text=text, metadata=dict(metadata), content_hash=content_hash, chunks=chunks
         )
         if replaced:
-            await self._vectors.delete(tenant, replaced)
+            try:
+                await self._vectors.delete(tenant, replaced)
+            except ServiceError as error:
+                # The document is stored; no search counts a vector whose chunk the index no longer has.
+                logger.warning("tenant=%s %d replaced vectors are left over: %s", tenant, len(replaced), error)
         return Ingested(document_id, len(chunks), "stored")
 
     async def _store_vectors(

@@ -18,8 +18,8 @@ from deployments.errors import QuotaExceeded
 from deployments.keyring import Principal
 
 USER_HEADER = "x-user-id"
-#: A longer part of a client's name is replaced by its hash: object names are bounded.
-CLIENT_PART_CHARS_MAX = 64
+#: A longer name is replaced by its hash: file names are bounded, and one character may take three there.
+CLIENT_CHARS_MAX = 56
 #: A bucket whose host is restarting is asked again this often. A lost try may have taken tokens; none gives any.
 CHECK_TRIES_MAX = 4
 
@@ -54,7 +54,10 @@ class Limiter:
         }
 
     def client_of(self, requester: Requester) -> str:
-        """The client's name: the parts that the tenant chose, each encoded so that none can pose as two."""
+        """The client's name: the parts that the tenant chose, each encoded so that none can pose as two.
+
+        Encoded parts hold neither "&" nor "/", so that no value is taken for no value, or for another's hash.
+        """
         values = []
         for part in self._parts[requester.principal.tenant]:
             if part == "api_key":
@@ -65,10 +68,9 @@ class Limiter:
                 value = requester.headers.get(USER_HEADER, "")
             else:
                 value = requester.headers.get(part.removeprefix("header:"), "")
-            if len(value) > CLIENT_PART_CHARS_MAX:
-                value = "sha256=" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
             values.append(encode_part(value))
-        return "&".join(values) or "-"
+        client = "&".join(values) or "&"
+        return client if len(client) <= CLIENT_CHARS_MAX else f"sha256/{hashlib.sha256(client.encode()).hexdigest()}"
 
     async def charge(self, requester: Requester, cost: float) -> None:
         """

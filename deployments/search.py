@@ -23,6 +23,7 @@ from actors.key_value import VALUE_BYTES_MAX
 from configs.tenant import RetrievalConfig
 from deployments.documents import INDEX_NAME, Found
 from deployments.ranking import fuse
+from deployments.vector_store import TOP_K_MAX
 from deployments.vectors import Vectors
 
 CACHE_NAME = "search-cache"
@@ -64,7 +65,7 @@ class Search:
             revision = await documents.revision()
         if revision == 0:
             return Found([], cached=False)
-        candidates = max(settings.candidates, top_k)
+        candidates = min(max(settings.candidates, top_k), TOP_K_MAX)
         rankings = await asyncio.gather(
             self._nearest(tenant, query, candidates, where), documents.match(query, limit=candidates, where=where)
         )

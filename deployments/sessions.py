@@ -47,9 +47,10 @@ class Sessions:
         metadata: dict[str, str] | None = None,
         ttl_s: float | None = None,
     ) -> SessionMetadata:
-        session_id = f"s{round(self._now() * 1000):012x}{secrets.token_hex(10)}"
-        settings = self._settings[tenant]
         now = self._now()
+        session_id = f"s{round(now * 1000):012x}{secrets.token_hex(10)}"
+        settings = self._settings[tenant]
+        ttl_s = settings.ttl_s if ttl_s is None else ttl_s
         entry: SessionMetadata = {
             "id": session_id,
             "tenant": tenant,
@@ -58,7 +59,7 @@ class Sessions:
             "metadata": metadata or {},
             "created_at": now,
             "last_active_at": now,
-            "expires_at": None,
+            "expires_at": None if ttl_s is None else now + ttl_s,
             "message_count": 0,
         }
         await self._directory(tenant).put(entry)
@@ -66,7 +67,7 @@ class Sessions:
             user_id=user_id,
             title=title,
             metadata=metadata,
-            ttl_s=settings.ttl_s if ttl_s is None else ttl_s,
+            ttl_s=ttl_s,
             messages_max=settings.messages_max,
         )
         if created["expires_at"] is not None:

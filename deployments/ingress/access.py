@@ -43,8 +43,9 @@ class Access:
 def requester_of(request: Request, principal: Principal) -> Requester:
     """What the limiter may know of a request."""
     header = services_of(request).config.http.client_ip_header
-    forwarded = request.headers.get(header, "") if header else ""
-    # The last entry is the trusted proxy's own; those before it are what the client claims.
+    # The last entry of the last line is the trusted proxy's own: many a proxy adds a line of its own to what the client
+    # claims, and others add to the client's line.
+    forwarded = (request.headers.getlist(header) or [""])[-1] if header else ""
     address = forwarded.rpartition(",")[2].strip() or (request.client.host if request.client else "")
     return Requester(principal=principal, address=address, headers=request.headers)
 

@@ -37,11 +37,18 @@ class NewSearch(Body):
     filter: DocumentMetadata | None = Field(default=None, description="what a document's metadata must hold")
 
 
+def _json_schema() -> dict[str, Any]:
+    """Of `JsonDocuments`, without references: they would point into the schema of the API as a whole."""
+    schema = JsonDocuments.model_json_schema()
+    schema["properties"]["documents"]["items"] = schema.pop("$defs")["JsonDocument"]
+    return schema
+
+
 _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": JsonDocuments.model_json_schema()},
+            "application/json": {"schema": _json_schema()},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

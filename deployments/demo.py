@@ -1,0 +1,300 @@
+"""What does the service do, as a client sees it? `python -m deployments.demo`, or `make demo`.
+
+It ingests this project's own documents, asks two questions in a new session, shows the session's history, and spends
+the key's tokens until the limiter says no. All of it goes over HTTP with the shipped development key, as any program
+could do it: nothing here reaches into the service.
+
+The promise: a service that runs already is used, and left running; where none answers one is started, and it has ended
+when this returns, also after Ctrl-C. Every wait has a limit. What can't be shown is said in one line, with exit code 1.
+
+It does not judge the answers, which a small model gives, and it keeps what it stored: documents and session stay in the
+demo tenant, where a second run finds the documents unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import httpx
+from httpx_sse import connect_sse
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from configs.errors import ConfigError
+from configs.loading import load_service
+from configs.service import HttpConfig
+from deployments import server
+
+#: Of the tenant `demo` in the shipped configuration, and good for a service on loopback only.
+KEY: Final = "sk-demo"
+PROJECT_DIR: Final = Path(__file__).parents[1]
+CORPUS: Final = ("README.md", "docs/*.md", "LICENSE", "configs/service.yaml", "configs/tenants/*.yaml")
+#: The second one can be understood only by whoever remembers the first.
+QUESTIONS: Final = ("What is a durable object?", "And in which database does it keep its state?")
+ANSWER_TOKENS_MAX: Final = 120
+EXCERPT_CHARS: Final = 100
+#: A check costs so small a part of the bucket that some pass, and so large a one that no bucket refills between two.
+CHECK_COST_PART: Final = 0.3
+CHECKS_MAX: Final = 20
+
+ASK_WITHIN_S: Final = 10.0
+#: The longest silence within an answer: the model reads its whole prompt before the first word.
+ANSWER_WITHIN_S: Final = 120.0
+#: A service that runs should be ready, unless a part of it is just restarting.
+READY_WITHIN_S: Final = 60.0
+#: One that is started gives up by itself before that.
+STARTED_WITHIN_S: Final = server.DEFAULT_READY_WITHIN_S + 120.0
+STOPPED_WITHIN_S: Final = server.STOP_WITHIN_S + 10.0
+POLL_EVERY_S: Final = 0.25
+
+
+class DemoError(Exception):
+    """Something can't be shown; the text is for the person who watches."""
+
+
+class Demo:
+    """What is shown, step by step, of a service that is ready."""
+
+    def __init__(self, client: httpx.Client, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._console = console
+        self._clock = clock
+
+    def run(self, documents: Sequence[Path], *, relative_to: Path) -> None:
+        started_s = self._clock()
+        self._ingest(documents, relative_to)
+        session: dict[str, Any] = _checked(self._client.post("/chat/sessions", json={"title": "Demo"})).json()
+        for question in QUESTIONS:
+            self._ask(session["id"], question)
+        self._show_history(session["id"])
+        self._show_limiter()
+        self._console.print(f"\nAll of it in {self._clock() - started_s:.0f} s.")
+
+    def _ingest(self, documents: Sequence[Path], relative_to: Path) -> None:
+        self._console.rule("POST /ingest: this project's own documents", align="left")
+        chunks, unchanged = 0, 0
+        with Progress(console=self._console) as progress:
+            task = progress.add_task("ingesting", total=len(documents))
+            for path in documents:
+                name = path.relative_to(relative_to).as_posix()
+                progress.update(task, description=name)
+                content_type = "text/markdown" if path.suffix == ".md" else "text/plain"
+                files = {"files": (name, path.read_bytes(), content_type)}
+                (ingested,) = _checked(self._client.post("/ingest", files=files)).json()["documents"]
+                if ingested["status"] == "failed":
+                    raise DemoError(f"{name} could not be ingested: {ingested['error']}")
+                chunks += ingested["chunks"]
+                unchanged += ingested["status"] == "unchanged"
+                progress.advance(task)
+            progress.update(task, description="ingested")
+        self._console.print(f"{len(documents)} documents in {chunks} passages; {unchanged} were there unchanged")
+
+    def _ask(self, session_id: str, question: str) -> None:
+        self._console.print()
+        self._console.rule("POST /chat: an answer with its sources, as it comes", align="left")
+        self._console.print(f"Question: {question}", style="bold")
+        asked_s, first_word_s = self._clock(), 0.0
+        body = {"session_id": session_id, "message": question, "max_tokens": ANSWER_TOKENS_MAX, "temperature": 0}
+        with connect_sse(self._client, "POST", "/chat", json=body, timeout=ANSWER_WITHIN_S) as stream:
+            if stream.response.is_error:
+                stream.response.read()
+            _checked(stream.response)
+            for event in stream.iter_sse():
+                data = json.loads(event.data)
+                match event.event:
+                    case "sources":
+                        self._console.print(_sources_table(data["sources"]))
+                        self._console.print("Answer: ", style="bold", end="")
+                    case "text.delta":
+                        first_word_s = first_word_s or self._clock() - asked_s
+                        self._console.print(_printable(data["text"]), end="", soft_wrap=True)
+                    case "turn.completed":
+                        tokens = data["usage"]["output_tokens"]
+                        took = f"first word after {first_word_s:.1f} s, all after {self._clock() - asked_s:.1f} s"
+                        self._console.print(f"\n{tokens} tokens; {took}", style="dim")
+                        return
+                    case "error":
+                        raise DemoError(f"no answer: {data['message']}")
+        raise DemoError("the answer broke off")
+
+    def _show_history(self, session_id: str) -> None:
+        path = f"/chat/sessions/{session_id}/messages"
+        self._console.print()
+        self._console.rule("GET /chat/sessions/…/messages: the history that the session keeps", align="left")
+        table = Table("id", "time", "role", "content", "tokens", "sources")
+        for message in _checked(self._client.get(path)).json()["messages"]:
+            told_at = time.strftime("%H:%M:%S", time.localtime(message["created_at"]))
+            tokens = "" if message["tokens"] is None else str(message["tokens"])
+            sources = str(len((message["data"] or {}).get("sources", [])) or "")
+            table.add_row(str(message["id"]), told_at, message["role"], _excerpt(message["content"]), tokens, sources)
+        self._console.print(table)
+
+    def _show_limiter(self) -> None:
+        self._console.print()
+        self._console.rule("POST /ratelimit/check: the limiter says no", align="left")
+        usage = _checked(self._client.get("/ratelimit/usage")).json()
+        capacity, refill_per_second = usage["capacity"], usage["refill_per_second"]
+        self._console.print(f"A bucket of {capacity:g} tokens that gains {refill_per_second:g} a second")
+        cost = capacity * CHECK_COST_PART
+        for _ in range(CHECKS_MAX):
+            answer = self._client.post("/ratelimit/check", json={"cost": cost})
+            if answer.status_code == 429:
+                break
+            self._console.print(f"cost {cost:g}: 200, {_checked(answer).json()['remaining']:.1f} left")
+        else:
+            raise DemoError(f"the limiter allowed {CHECKS_MAX} checks of {cost:g} tokens in a row")
+        self._console.print(f"cost {cost:g}: 429, Retry-After: {answer.headers['retry-after']}", style="bold red")
+        _checked(self._client.post("/ratelimit/reset"))
+        self._console.print("POST /ratelimit/reset: the bucket is full again")
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    try:
+        http = load_service(os.environ).http
+        with (
+            server.StopSignals() as signals,
+            # The environment's proxies are for other machines.
+            httpx.Client(
+                base_url=_url(http),
+                headers={"Authorization": f"Bearer {KEY}"},
+                timeout=httpx.Timeout(ANSWER_WITHIN_S, connect=ASK_WITHIN_S),
+                trust_env=False,
+            ) as client,
+            _ready_service(client, console, signals),
+        ):
+            documents = sorted(path for pattern in CORPUS for path in PROJECT_DIR.glob(pattern))
+            Demo(client, console).run(documents, relative_to=PROJECT_DIR)
+    except server.StopRequested:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except (ConfigError, DemoError, httpx.HTTPError) as error:
+        console.print(f"cannot show it: {error or type(error).__name__}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def _ready_service(client: httpx.Client, console: Console, signals: server.StopSignals) -> Iterator[None]:
+    """The service that answers already, or else one that runs inside the block alone."""
+    if _is_running(client):
+        console.print(f"Using the service that runs at {client.base_url}")
+        _wait_until_ready(client, within_s=READY_WITHIN_S)
+        yield
+        return
+    console.print(f"No service runs at {client.base_url}: starting one")
+    # In a session of its own, so that Ctrl-C comes to this process alone, which then asks the service to stop.
+    child = subprocess.Popen(
+        [sys.executable, "-m", "deployments"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    teller = threading.Thread(target=_tell, args=(child.stdout, console), daemon=True)
+    teller.start()
+    try:
+        with console.status("starting the service"):
+            _wait_until_ready(client, within_s=STARTED_WITHIN_S, child=child)
+        yield
+    finally:
+        signals.stopping = True
+        with console.status("stopping the service"):
+            _end(child)
+            teller.join(ASK_WITHIN_S)
+
+
+def _is_running(client: httpx.Client) -> bool:
+    """
+    Raises:
+        DemoError: something answers there that is not the service.
+    """
+    try:
+        answer = client.get("/healthz", timeout=ASK_WITHIN_S).json()
+    except httpx.ConnectError:
+        return False
+    except (httpx.HTTPError, ValueError):
+        answer = None
+    if answer != {"status": "ok"}:
+        raise DemoError(
+            f"{client.base_url} is held by something that does not answer as the service does. If it is the service "
+            "and still starting, wait until it is ready; else choose another port: MOBULA_PORT=8001 make demo"
+        )
+    return True
+
+
+def _wait_until_ready(client: httpx.Client, *, within_s: float, child: subprocess.Popen[str] | None = None) -> None:
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            answer = client.get("/readyz", timeout=ASK_WITHIN_S)
+            if answer.is_success:
+                return
+            problem = answer.text
+        except httpx.TransportError as error:
+            problem = str(error) or type(error).__name__
+        if child is not None and child.poll() is not None:
+            raise DemoError("the service ended before it was ready")
+        if time.monotonic() > deadline_s:
+            raise DemoError(f"the service is not ready after {within_s:.0f} s: {problem}")
+        time.sleep(POLL_EVERY_S)
+
+
+def _tell(lines: IO[str], console: Console) -> None:
+    for line in lines:
+        console.print(line.rstrip(), style="dim", markup=False, soft_wrap=True)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.send_signal(signal.SIGINT)
+    try:
+        child.wait(STOPPED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        child.kill()  # the next start ends what it leaves
+        child.wait()
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.is_success:
+        return answer
+    asked = f"{answer.request.method} {answer.request.url.path}"
+    if answer.status_code == 401:
+        raise DemoError(f"{asked}: the service does not know the key {KEY} of the shipped configuration")
+    raise DemoError(f"{asked}: {answer.status_code} {answer.text[:500]}")
+
+
+def _sources_table(sources: Sequence[dict[str, Any]]) -> Table:
+    table = Table("source", "title", "characters", "excerpt", title="Sources", title_justify="left", style="dim")
+    for source in sources:
+        place = f"{source['start']}-{source['end']}"
+        table.add_row(*map(_excerpt, (source["document_id"], source["title"], place, source["text"])))
+    return table
+
+
+def _excerpt(text: str) -> Text:
+    one_line = " ".join(text.split())
+    return _printable(one_line if len(one_line) <= EXCERPT_CHARS else one_line[: EXCERPT_CHARS - 1] + "…")
+
+
+def _printable(text: str) -> Text:
+    """As it is, less what a terminal would take for a command. Not as markup: what is in brackets stays."""
+    return Text("".join(char for char in text if char.isprintable() or char == "\n"))
+
+
+def _url(http: HttpConfig) -> str:
+    return f"http://[{http.host}]:{http.port}" if ":" in http.host else f"http://{http.host}:{http.port}"
+
+
+if __name__ == "__main__":
+    main()

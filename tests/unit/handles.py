@@ -1,0 +1,207 @@
+"""What stands in for the other parts of the service where a test runs only one?
+
+`Handle` behaves as Serve's handle does where the service relies on it: arguments travel as copies, and an error arrives
+as a mixture of Ray's class and its own. Behind it are a model that says what it is told to, an embedding that knows
+words and no meaning, and the real vector store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import pickle
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ray.exceptions import RayTaskError
+
+from actors import ChatSession, Directory, DocumentIndex, KeyValue, LocalBackend, TokenBucket
+from actors.runtime.call import Call, Reply
+from actors.runtime.clock import ManualClock
+from actors.runtime.host import HostSettings
+from actors.runtime.object_id import ObjectId
+from configs.tenant import KeyConfig, ModelConfig, RetrievalConfig, SessionsConfig, TenantConfig, TenantLimits
+from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.vector_store import Scalar, VectorItem, VectorStore
+
+CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket)
+SCOPES = frozenset({"chat", "ingest", "search", "kv", "admin"})
+DIMENSIONS = 64
+
+
+class Handle:
+    """A handle to an object of this process. What `errors` names by method is raised instead of calling it."""
+
+    def __init__(self, target: object, errors: Mapping[str, Exception] | None = None) -> None:
+        self._target = target
+        self.errors: dict[str, Exception] = dict(errors or {})
+
+    def options(self, *, stream: bool = False) -> Handle:
+        return self
+
+    def __getattr__(self, name: str) -> HandleMethod:
+        return HandleMethod(getattr(self._target, name), lambda: self.errors.get(name))
+
+
+class HandleMethod:
+    """One method behind a handle."""
+
+    def __init__(self, method: Callable[..., Any], error: Callable[[], Exception | None]) -> None:
+        self._method = method
+        self._error = error
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = pickle.loads(pickle.dumps((args, kwargs)))
+        return self._stream(args, kwargs) if inspect.isasyncgenfunction(self._method) else self._call(args, kwargs)
+
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        error = self._error()
+        if error is not None:
+            raise error
+        try:
+            return await self._method(*args, **kwargs)
+        except Exception as raised:  # as Ray does with whatever a deployment raises
+            raise as_ray_raises(raised) from None
+
+    async def _stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        error = self._error()
+        if error is not None:
+            raise error
+        try:
+            async for value in self._method(*args, **kwargs):
+                yield value
+        except Exception as raised:  # as Ray does with whatever a deployment raises
+            raise as_ray_raises(raised) from None
+
+
+def as_ray_raises(error: Exception) -> Exception:
+    """What a caller in another process gets of an error."""
+    raised: Exception = RayTaskError("remote", "Traceback of /the/other/process.py", error).as_instanceof_cause()
+    return raised
+
+
+class EchoModel:
+    """Answers with `pieces`, then ends, or raises `failure`. Waits for `may_go_on` before the piece `stalls_at`."""
+
+    def __init__(self, *pieces: str, failure: Exception | None = None, stalls_at: int | None = None) -> None:
+        self.pieces = pieces
+        self.failure = failure
+        self.stalls_at = stalls_at
+        self.may_go_on = asyncio.Event()
+        self.finishes = True
+        self.requests: list[ChatRequest] = []
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
+        self.requests.append(request)
+        for number, piece in enumerate(self.pieces):
+            if number == self.stalls_at:
+                await self.may_go_on.wait()
+            yield TextDelta(text=piece)
+        if self.failure is not None:
+            raise self.failure
+        if self.finishes:
+            yield Finished(finish_reason="stop", input_tokens=11, output_tokens=len(self.pieces), estimated=False)
+
+    async def ready(self) -> bool:
+        return True
+
+
+class WordEmbedder:
+    """Unit vectors of hashed words: texts that share words are near each other."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.batches: list[int] = []
+
+    async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self.texts += texts
+        self.batches.append(len(texts))
+        return np.stack([_vector(text) for text in texts])
+
+    async def model_id(self) -> str:
+        return "words-1"
+
+
+def _vector(text: str) -> npt.NDArray[np.float32]:
+    vector = np.full(DIMENSIONS, 0.01, dtype=np.float32)
+    for word in re.findall(r"\w+", text.lower()):
+        vector[hashlib.sha256(word.encode("utf-8", "replace")).digest()[0] % DIMENSIONS] += 1
+    normal: npt.NDArray[np.float32] = vector / np.linalg.norm(vector)
+    return normal
+
+
+class OwnVectors:
+    """The store in this process, behind the methods of its client. Raises `failure` for calls of `failing`."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = VectorStore(path)
+        self.failing: dict[str, Exception] = {}
+
+    async def upsert(self, tenant: str, items: Sequence[VectorItem]) -> None:
+        await self._call("upsert", tenant, items)
+
+    async def query(
+        self, tenant: str, embedding: npt.NDArray[np.float32], top_k: int, where: Mapping[str, Scalar] | None = None
+    ) -> list[str]:
+        found: list[str] = await self._call("query", tenant, embedding, top_k, where)
+        return found
+
+    async def delete(self, tenant: str, chunk_ids: Sequence[str]) -> None:
+        await self._call("delete", tenant, chunk_ids)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        if method in self.failing:
+            raise self.failing[method]
+        return await asyncio.to_thread(getattr(self.store, method), *args)
+
+
+class FailingObjects(LocalBackend):
+    """Objects in this process. Raises `failing[(class, method)]` for a call of the method, before or after it ran."""
+
+    def __init__(self, data_dir: Path, clock: ManualClock | None = None) -> None:
+        super().__init__(data_dir, CLASSES, settings=HostSettings(slots=4), clock=clock or ManualClock())
+        self.failing: dict[tuple[str, str], list[Exception]] = {}
+        self.failing_after: dict[tuple[str, str], list[Exception]] = {}
+        self.calls: list[tuple[str, str]] = []
+
+    async def send(self, object_id: ObjectId, call: Call) -> Reply:
+        called = (object_id.class_name, str(call[3]))
+        self.calls.append(called)
+        _raise_next(self.failing.get(called))
+        reply = await super().send(object_id, call)
+        _raise_next(self.failing_after.get(called))
+        return reply
+
+
+def _raise_next(errors: list[Exception] | None) -> None:
+    if errors:
+        raise errors.pop(0)
+
+
+def tenant(
+    name: str = "acme",
+    *,
+    keys: Iterable[KeyConfig] | None = None,
+    limits: TenantLimits | None = None,
+    sessions: SessionsConfig | None = None,
+    model: ModelConfig | None = None,
+    retrieval: RetrievalConfig | None = None,
+) -> TenantConfig:
+    """A tenant whose key is `sk-<name>`, with the defaults of the product."""
+    own = KeyConfig.model_validate({"id": "all", "plain": f"sk-{name}", "scopes": list(SCOPES)})
+    return TenantConfig(
+        tenant=name,
+        keys=tuple(keys or [own]),
+        limits=limits or TenantLimits(),
+        sessions=sessions or SessionsConfig(),
+        model=model or ModelConfig(),
+        retrieval=retrieval or RetrievalConfig(),
+    )
