@@ -127,13 +127,12 @@ class Chat:
             await self._answer(question, turn)
             turn.end()
         except Exception as error:  # the last one who can tell the listeners
+            if not isinstance(error, DurableError | ServiceError):
+                logger.exception("tenant=%s turn failed", question.tenant)
             if not turn.is_created:
                 turn.end(refusal=_known(error))
                 return
-            known = _known(error)
-            if isinstance(known, ModelUnavailable) and known is not error:
-                logger.exception("tenant=%s turn failed", question.tenant)
-            turn.add("error", _as_event(known))
+            turn.add("error", _as_event(_known(error)))
             turn.end()
 
     async def _answer(self, question: Question, turn: Turn) -> None:

@@ -70,8 +70,8 @@ class Sessions:
             ttl_s=ttl_s,
             messages_max=settings.messages_max,
         )
-        if created["expires_at"] is not None:
-            await self._directory(tenant).put(created)
+        # Again, since the session's own clock counts: the listing and the session must not differ.
+        await self._directory(tenant).put(created)
         return created
 
     async def page(self, tenant: str, *, limit: int, after: str | None, user_id: str | None) -> SessionPage:

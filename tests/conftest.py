@@ -8,7 +8,9 @@ import os
 for _name in [name for name in os.environ if name.startswith("MOBULA_")]:
     del os.environ[_name]
 
-from collections.abc import Iterator  # noqa: E402  after the environment is clean
+import gc  # noqa: E402  after the environment is clean
+import warnings  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -59,6 +61,10 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray ends its processes without waiting for them, which `subprocess` notices when it forgets them.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
     if before is None:
         del os.environ["PYTHONPATH"]
     else:

@@ -89,6 +89,8 @@ class Lane:
     async def _send(self, batch: list[tuple[Call, asyncio.Future[Reply]]]) -> None:
         try:
             replies: list[Any] = await self._link.batch([call for call, _ in batch])
+            if len(replies) != len(batch):
+                raise RuntimeError(f"a host gave {len(replies)} replies to {len(batch)} calls")
         except BaseException as error:  # a cancelled loop must not leave callers waiting
             for _, future in batch:
                 if not future.done():

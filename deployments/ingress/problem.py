@@ -21,6 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
 from actors import DurableError, InvalidArgument, ObjectNotFound
+from deployments.document_errors import DocumentError, DocumentTooLarge
 from deployments.errors import (
     BodyTooLarge,
     Forbidden,
@@ -94,9 +95,13 @@ def problem_of(error: Exception) -> Response:
                 retry_after_s=error.retry_after_s,
                 more={"violated-policies": ["default"]},
             )
+        case DocumentTooLarge():
+            return problem(413, f"{error.name}: {error.problem}")
+        case DocumentError() if not error.retryable:
+            return problem(422, f"{error.name}: {error.problem}")
         case ModelTimeout():
             return problem(504, f"the model gave no whole answer within {error.timeout_s:g} s")
-        case DurableError() | ServiceError() if error.retryable:
+        case DurableError() | ServiceError() | DocumentError() if error.retryable:
             return unavailable(error.retry_after_s)
         case BackPressureError() | DeploymentUnavailableError() | RayError() if not isinstance(error, RayTaskError):
             return unavailable(RETRY_AFTER_DEFAULT_S)
@@ -159,6 +164,7 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
-    for known in (DurableError, ServiceError, RayError, BackPressureError, DeploymentUnavailableError):
+    known_errors = (DurableError, ServiceError, DocumentError, RayError, BackPressureError, DeploymentUnavailableError)
+    for known in known_errors:
         app.add_exception_handler(known, on_any)
     app.add_exception_handler(Exception, on_any)

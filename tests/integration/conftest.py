@@ -16,9 +16,22 @@ import httpx
 import psutil
 import pytest
 
+from deployments.fast_http import client_environment
+
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
 START_WITHIN_S = 180.0
 END_WITHIN_S = 60.0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has tests of the shared service run last: it takes memory and a share of the cores for as long as it runs."""
+    items.sort(key=_needs_the_shared_service)
+
+
+def _needs_the_shared_service(item: pytest.Item) -> bool:
+    # A module may have a service of its own, and a fixture of the same name for it.
+    return isinstance(item, pytest.Function) and "service" in item.fixturenames and "service" not in vars(item.module)
 
 
 class Service:
@@ -73,18 +86,33 @@ class Service:
         for process in found:
             process.kill()
         psutil.wait_procs(found, timeout=END_WITHIN_S)
+        if not name:
+            self._process.communicate(timeout=END_WITHIN_S)
+            self._process = None
         return len(found)
+
+    def files_of(self, name: str) -> list[Path]:
+        """What the service keeps on disk for the objects whose name holds `name`."""
+        return sorted((self.data_dir / "objects").rglob(f"*{name}*"))
 
     @property
     def ray_environ(self) -> dict[str, str]:
         """What another process needs to join the service's Ray cluster."""
         record = json.loads((self.data_dir / "run" / "run.json").read_text())
-        return {**os.environ, "RAY_ADDRESS": record["ray_address"]}
+        return {**os.environ, **client_environment(record["ray_address"])}
 
     def client(self, key: str | None = "sk-demo", *, timeout_s: float = 60.0) -> httpx.Client:
         """A client of one tenant. Close it, or use it as a context."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        # There is no TLS here, and to load the certificates takes longer than most requests.
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, verify=False)
+
+    def async_client(self, key: str = "sk-demo", *, timeout_s: float = 60.0) -> httpx.AsyncClient:
+        """The same for many requests at once."""
+        # httpx would hold some of them back otherwise.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=timeout_s, limits=limits, verify=False)
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -31,8 +31,8 @@ from tests.conftest import REPOSITORY
 from tests.objects import Ledger, Notebook, Refusal, gate_in
 
 WAIT_S = 20.0
-#: What one may expect of a service whose host was killed.
-RECOVERY_S = 3.0
+#: A killed host is back within 3 s on a quiet machine; this one may be running much else.
+RECOVERY_S = 10.0
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = WAIT_S) -> None:

@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from sqlite_utils import Database
 
 from actors.runtime import InvalidArgument, sqlite
 from actors.runtime.object_id import STEM_BYTES_MAX, ObjectId
 
+
+def create_table(database: Database) -> None:
+    database.execute("CREATE TABLE t (a)")
+
+
+TEMPLATE = sqlite.prepare_template(create_table)
 OBJECTS_DIR = Path("/data/objects")
 SLOTS = 256
 
 #: Characters that mean something to paths, to the encoding, to SQLite's URIs or to file systems that ignore case.
-TRICKY = st.sampled_from(list("aAzZ0.:/%\\?#-_~@+=, \0\n\t\r\x7f") + ["ß", "SS", "İ", "ı", "K", "k", "ſ", "é", "é"])
+TRICKY = st.sampled_from(
+    [*"aAzZ0.:/%\\?#-_~@+=, \0\n\t\r\x7f", "ß", "SS", "İ", "\u0131", "K", "k", "\u017f", "é", "e\u0301"]
+)
 ANY_CHARACTER = st.characters(exclude_categories=())  # lone surrogates too
 PART = st.one_of(
     st.lists(TRICKY, min_size=1, max_size=8).map("".join),
@@ -113,7 +122,7 @@ def test_a_slot_is_a_matter_of_the_id_alone(parts: tuple[str, str, str], slots: 
 def test_slots_are_what_they_were_when_the_first_files_were_written() -> None:
     # Files are found through these numbers: they must be the same in every version.
     ids = [ObjectId("ChatSession", "acme", "s1"), ObjectId("TokenBucket", "demo", "sk:1"), ObjectId("A", "ö", "Ä/..")]
-    assert [object_id.slot(256) for object_id in ids] == [0, 0, 0]
+    assert [object_id.slot(256) for object_id in ids] == [30, 197, 249]
 
 
 def test_objects_spread_over_the_slots() -> None:
@@ -154,6 +163,3 @@ def test_sqlite_opens_the_file_of_that_very_name(tmp_path_factory: pytest.TempPa
     assert sqlite.wal_of(path).exists()
     connection.close()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-TEMPLATE = sqlite.prepare_template(lambda database: database.execute("CREATE TABLE t (a)") and None)

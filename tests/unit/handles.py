@@ -27,7 +27,8 @@ from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from configs.tenant import KeyConfig, ModelConfig, RetrievalConfig, SessionsConfig, TenantConfig, TenantLimits
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
-from deployments.vector_store import Scalar, VectorItem, VectorStore
+from deployments.vector_store import TOP_K_MAX, VectorStore
+from deployments.vectors import Vectors
 
 CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket)
 SCOPES = frozenset({"chat", "ingest", "search", "kv", "admin"})
@@ -135,32 +136,26 @@ def _vector(text: str) -> npt.NDArray[np.float32]:
     return normal
 
 
-class OwnVectors:
-    """The store in this process, behind the methods of its client. Raises `failure` for calls of `failing`."""
+class OwnVectors(Vectors):
+    """The client of a store in this process. Raises what `failing` names by method."""
 
-    def __init__(self, path: Path) -> None:
-        self.store = VectorStore(path)
+    def __init__(self, store: VectorStore) -> None:
+        super().__init__(path="in this process")
+        self.store = store
         self.failing: dict[str, Exception] = {}
-
-    async def upsert(self, tenant: str, items: Sequence[VectorItem]) -> None:
-        await self._call("upsert", tenant, items)
-
-    async def query(
-        self, tenant: str, embedding: npt.NDArray[np.float32], top_k: int, where: Mapping[str, Scalar] | None = None
-    ) -> list[str]:
-        found: list[str] = await self._call("query", tenant, embedding, top_k, where)
-        return found
-
-    async def delete(self, tenant: str, chunk_ids: Sequence[str]) -> None:
-        await self._call("delete", tenant, chunk_ids)
 
     async def ready(self) -> bool:
         return True
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def ids(self, tenant: str) -> list[str]:
+        """Of all chunks that the tenant has."""
+        everything = await self.query(tenant, np.ones(DIMENSIONS, dtype=np.float32), TOP_K_MAX)
+        return sorted(everything)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
         if method in self.failing:
             raise self.failing[method]
-        return await asyncio.to_thread(getattr(self.store, method), *args)
+        return await asyncio.to_thread(getattr(self.store, method), *arguments)
 
 
 class FailingObjects(LocalBackend):

@@ -169,15 +169,18 @@ class TestOutputGate:
         assert unpack(await backend.send(notebook.id, request)) == 1
         assert await notebook.lines() == ["x"]
 
+    @pytest.mark.parametrize("reached_disk", [False, True])
     async def test_an_async_turn_whose_commit_fails_is_ended_and_reset(
-        self, notebook: Stub[Notebook], disk: FailingDisk
+        self, notebook: Stub[Notebook], disk: FailingDisk, reached_disk: bool
     ) -> None:
         await notebook.add("durable")
-        disk.before_writing = {str(notebook.id)}
-        with pytest.raises(ObjectReset, match="the disk said no"):
-            await notebook.add_in_finally("lost")
-        disk.before_writing = set()
-        assert await notebook.lines() == ["durable"]  # and nothing of its `finally`
+        failing = disk.after_writing if reached_disk else disk.before_writing
+        failing.add(str(notebook.id))
+        with pytest.raises(ObjectReset, match="the disk"):
+            await notebook.add_in_finally("step")
+        failing.clear()
+        # And nothing of its `finally`, which ran after its step had failed.
+        assert await notebook.lines() == ["durable", "step"][: 2 if reached_disk else 1]
 
     async def test_what_an_async_turn_wrote_between_awaits_survives_a_crash(
         self, notebook: Stub[Notebook], data_dir: Path, tmp_path: Path
@@ -402,6 +405,18 @@ class TestResidence:
         left: list[Path] = []
         await erased
         assert left == []
+
+    async def test_a_log_left_by_a_crash_while_erasing_is_not_read_by_the_next_object(
+        self, backend: LocalBackend, notebook: Stub[Notebook], path_of: Callable[[Stub[Any]], Path]
+    ) -> None:
+        await notebook.add("gone")
+        wal = sqlite.wal_of(path_of(notebook))
+        left_over = wal.read_bytes()
+        await notebook.erase()
+        assert backend.host.evict(notebook.id)
+        wal.write_bytes(left_over)  # the database went first, and then the machine stopped
+        assert await notebook.lines() == []
+        assert await notebook.add("new") == 1
 
     async def test_an_object_whose_activation_fails_says_why_and_is_tried_again(self, data_dir: Path) -> None:
         class Moody(DurableObject):

@@ -121,13 +121,20 @@ def test_releasing_twice_closes_nothing_else(path: Path) -> None:
     assert path.exists()
 
 
-def test_a_lock_on_a_removed_file_keeps_nobody_out_and_is_not_taken(path: Path) -> None:
-    # The rival opened the file before its owner removed it, and locks it after.
-    lock = SlotLock(path, "host-0", wait_s=0.0)
-    descriptor = os.open(path, os.O_RDWR)
-    lock.release(remove=True)
-    os.close(descriptor)
-    successor = SlotLock(path, "host-1", wait_s=0.0)
+def test_a_lock_on_a_removed_file_is_not_taken_for_the_slot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = SlotLock(path, "host-0", wait_s=0.0)
+    open_file = os.open
+
+    def open_as_the_owner_leaves(name: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = open_file(name, flags, mode)
+        owner.release(remove=True)  # the first time; it does nothing after that
+        return descriptor
+
+    waits: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("actors.runtime.slot.os.open", open_as_the_owner_leaves)
+        successor = SlotLock(path, "host-1", wait_s=1.0, sleep=waits.append)
+    assert len(waits) == 1
     with pytest.raises(SlotOwned, match="host-1"):
         SlotLock(path, "host-2", wait_s=0.0)
     successor.release(remove=True)
@@ -137,8 +144,8 @@ def test_a_lock_on_a_removed_file_keeps_nobody_out_and_is_not_taken(path: Path) 
 def test_locks_that_come_and_go_are_held_by_one_at_a_time(path: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     with (
-        python(CONTENDER, str(path), str(marker), "300") as first,
-        python(CONTENDER, str(path), str(marker), "300") as second,
+        python(CONTENDER, str(path), str(marker), "100") as first,
+        python(CONTENDER, str(path), str(marker), "100") as second,
     ):
         for process in (first, second):
             output, errors = process.communicate(timeout=30.0)

@@ -1,0 +1,564 @@
+"""Does the HTTP interface, as a whole and by itself, let in what it should and answer what it promises?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from actors import ObjectNotFound, ObjectReset
+from actors.runtime.clock import ManualClock
+from configs.service import HttpConfig, RequestLimits, ServiceConfig
+from configs.tenant import KeyConfig, TenantLimits
+from deployments.activity import ActivityLog
+from deployments.documents import Found, Ingested, NewDocument
+from deployments.errors import ModelUnavailable
+from deployments.ingress import app as ingress
+from deployments.ingress.problem import MEDIA_TYPE
+from deployments.ingress.services import Services
+from deployments.keyring import Keyring
+from deployments.limiter import Limiter
+from deployments.question import Question, TurnEvent
+from deployments.sessions import Sessions
+from tests.unit.handles import SCOPES, FailingObjects, Handle, tenant
+
+CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100, query_chars_max=50))
+JSON = {"content-type": "application/json"}
+SESSION = "s" + "0" * 32
+
+
+def _keys(name: str) -> list[KeyConfig]:
+    """One with all scopes, one for each scope alone."""
+    every = KeyConfig.model_validate({"id": "all", "plain": f"sk-{name}", "scopes": list(SCOPES)})
+    return [every] + [
+        KeyConfig.model_validate({"id": scope, "plain": f"sk-{name}-{scope}", "scopes": [scope]})
+        for scope in sorted(SCOPES)
+    ]
+
+
+TENANTS = {
+    "acme": tenant("acme", keys=_keys("acme"), limits=TenantLimits(capacity=1000, refill_per_second=1)),
+    "small": tenant("small", limits=TenantLimits(capacity=3, refill_per_second=0.5, client_key=("ip",))),
+}
+
+
+class Parts:
+    """What stands behind the ingress: notes what it is asked, and answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.events: list[TurnEvent] = [
+            TurnEvent(1, "turn.created", {"turn_id": "t1", "session_id": SESSION, "message_id": 1}),
+            TurnEvent(2, "sources", {"sources": []}),
+            TurnEvent(3, "text.delta", {"text": "line\r\n\nevent: error\n"}),
+            TurnEvent(4, "text.delta", {"text": "🐟"}),
+            TurnEvent(
+                5,
+                "turn.completed",
+                {"turn_id": "t1", "session_id": SESSION, "message_id": 2, "finish_reason": "stop", "usage": {}},
+            ),
+        ]
+
+    async def answer(self, question: Question) -> AsyncGenerator[TurnEvent, None]:
+        self.asked.append(question)
+        for event in self.events:
+            yield event
+
+    async def store(self, tenant: str, documents: Sequence[NewDocument]) -> list[Ingested]:
+        self.asked.append((tenant, list(documents)))
+        return [Ingested(document.id or document.filename, 1, "stored") for document in documents]
+
+    async def remove(self, tenant: str, document_id: str) -> bool:
+        self.asked.append((tenant, document_id))
+        return document_id == "here"
+
+    async def find(self, tenant: str, query: str, *, top_k: int | None = None, where: Any = None) -> Found:
+        self.asked.append((tenant, query, top_k, where))
+        return Found([], cached=True)
+
+    async def ready(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
+    objects = FailingObjects(tmp_path, clock)
+    yield objects
+    objects.close()
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts()
+
+
+@pytest.fixture
+def behind(parts: Parts) -> Handle:
+    return Handle(parts)
+
+
+@pytest.fixture
+def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Services:
+    return Services(
+        config=CONFIG,
+        tenants=TENANTS,
+        objects=objects,
+        keyring=Keyring(TENANTS.values()),
+        limiter=Limiter(objects, TENANTS),
+        sessions=Sessions(objects, TENANTS, ActivityLog(objects), clock.now),
+        chat=behind,
+        ingest=behind,
+        search=behind,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """Made once, since describing the API takes a while; each test puts its own services behind it."""
+    objects = FailingObjects(tmp_path_factory.mktemp("built"))
+    unused = Handle(object())
+    services = Services(
+        config=CONFIG,
+        tenants={},
+        objects=objects,
+        keyring=Keyring([]),
+        limiter=Limiter(objects, {}),
+        sessions=Sessions(objects, {}, ActivityLog(objects), ManualClock().now),
+        chat=unused,
+        ingest=unused,
+        search=unused,
+    )
+    app = ingress.build(services)
+    objects.close()
+    return app
+
+
+@pytest.fixture
+async def client(built: FastAPI, services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    built.state.services = services
+    transport = httpx.ASGITransport(app=built, raise_app_exceptions=False, client=("10.0.0.1", 1234))
+    headers = {"authorization": "Bearer sk-acme"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://mobula", headers=headers) as client:
+        yield client
+
+
+def _key(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def _problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == MEDIA_TYPE
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail"} <= body.keys()
+    return body
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key == "$ref":
+                yield value
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
+
+
+#: Each authenticated route with the scope that it needs (None: any key), and a request that it takes.
+ROUTES: list[tuple[str, str, str | None, Any]] = [
+    ("POST", "/chat", "chat", {"message": "Why?"}),
+    ("POST", "/chat/sessions", "chat", {}),
+    ("GET", "/chat/sessions", "chat", None),
+    ("GET", f"/chat/sessions/{SESSION}", "chat", None),
+    ("PATCH", f"/chat/sessions/{SESSION}", "chat", {}),
+    ("DELETE", f"/chat/sessions/{SESSION}", "chat", None),
+    ("GET", f"/chat/sessions/{SESSION}/messages", "chat", None),
+    ("POST", f"/chat/sessions/{SESSION}/messages", "chat", {"role": "user", "content": "x"}),
+    ("POST", "/ingest", "ingest", {"documents": [{"text": "fish"}]}),
+    ("GET", "/documents", "ingest", None),
+    ("GET", "/documents/a/b", "ingest", None),
+    ("DELETE", "/documents/a/b", "ingest", None),
+    ("POST", "/search", "search", {"query": "fish"}),
+    ("GET", "/kv", "kv", None),
+    ("GET", "/kv/a/b", "kv", None),
+    ("PUT", "/kv/a/b", "kv", {"value": 1}),
+    ("DELETE", "/kv/a/b", "kv", None),
+    ("POST", "/ratelimit/check", None, {}),
+    ("GET", "/ratelimit/usage", None, None),
+    ("POST", "/ratelimit/reset", "admin", {}),
+]
+
+
+async def _remaining(client: httpx.AsyncClient) -> float:
+    response = await client.get("/ratelimit/usage", headers=_key("sk-acme"))
+    return float(response.json()["remaining"])
+
+
+def test_the_routes_above_are_all_there_are(built: FastAPI) -> None:
+    described = {
+        (method.upper(), path)
+        for path, operations in built.openapi()["paths"].items()
+        for method in operations
+        if path not in ("/healthz", "/readyz")
+    }
+    named = {
+        (method, path.replace(SESSION, "{session_id}").replace("/kv/a/b", "/kv/{key}").replace("a/b", "{document_id}"))
+        for method, path, _, _ in ROUTES
+    }
+    assert named == described
+
+
+def test_every_reference_of_the_description_leads_somewhere(built: FastAPI) -> None:
+    description = json.loads(json.dumps(built.openapi()))
+    assert description["openapi"].startswith("3.1")
+    references = set(_references(description))
+    assert references
+    for reference in references:
+        place = description
+        for part in reference.removeprefix("#/").split("/"):
+            place = place[part]
+
+
+def test_every_authenticated_route_is_described_as_such_with_what_it_may_refuse(built: FastAPI) -> None:
+    for path, operations in built.openapi()["paths"].items():
+        for operation in operations.values():
+            if path in ("/healthz", "/readyz"):
+                assert "security" not in operation
+                continue
+            assert operation["security"] == [{"key": []}]
+            for status in ("401", "403", "404", "413", "422", "429", "503"):
+                content = operation["responses"][status]["content"]
+                assert MEDIA_TYPE in content or (status == "429" and path == "/ratelimit/check")
+
+
+async def test_the_description_and_its_page_are_served(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/openapi.json")).json()["info"]["title"] == "Mobula"
+    assert "text/html" in (await client.get("/docs")).headers["content-type"]
+
+
+@pytest.mark.parametrize(("method", "path", "scope", "body"), ROUTES)
+async def test_a_route_is_closed_to_who_has_no_key_and_costs_nothing_then(
+    client: httpx.AsyncClient, objects: FailingObjects, method: str, path: str, scope: str | None, body: Any
+) -> None:
+    for authorization in ("", "Bearer sk-nobody", "Basic sk-acme", "Bearer sk-acme2"):
+        response = await client.request(method, path, json=body, headers={"authorization": authorization})
+        _problem(response, 401)
+        assert response.headers["www-authenticate"].startswith("Bearer")
+    assert objects.calls == []
+
+
+@pytest.mark.parametrize(("method", "path", "scope", "body"), ROUTES)
+async def test_a_route_is_open_to_its_scope_alone_and_costs_one_token_or_is_free(
+    client: httpx.AsyncClient, objects: FailingObjects, method: str, path: str, scope: str | None, body: Any
+) -> None:
+    for other in sorted(SCOPES - {scope}) if scope else []:
+        refused = await client.request(method, path, json=body, headers=_key(f"sk-acme-{other}"))
+        assert _problem(refused, 403)["scope"] == scope
+    assert objects.calls == []
+
+    opened = await client.request(method, path, json=body, headers=_key(f"sk-acme-{scope or 'kv'}"))
+    assert opened.status_code in (200, 201, 204, 404), opened.text
+    free = path in ("/ratelimit/usage", "/ratelimit/reset")
+    assert objects.calls.count(("TokenBucket", "check")) == (0 if free else 1)
+
+
+async def test_health_is_told_to_anybody(client: httpx.AsyncClient, objects: FailingObjects) -> None:
+    del client.headers["authorization"]
+    assert (await client.get("/healthz")).json() == {"status": "ok"}
+    assert (await client.get("/readyz")).json() == {"status": "ok", "failing": {}}
+    assert objects.calls == []
+
+
+async def test_readiness_names_the_parts_that_are_not_there(client: httpx.AsyncClient, behind: Handle) -> None:
+    behind.errors["ready"] = RayActorError()
+    response = await client.get("/readyz")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json() == {
+        "status": "unavailable",
+        "failing": dict.fromkeys(("chat and model", "ingest and embedding", "search and vectors"), "RayActorError"),
+    }
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/chat/", "/chat/sessions/", "/kv/", "/documents/", "//", "/healthz/x"])
+async def test_an_unknown_route_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert response.status_code in (307, 404, 405, 422), response.text
+    if response.status_code != 307:
+        _problem(response, response.status_code)
+
+
+async def test_a_method_that_a_route_does_not_have_is_a_problem_that_names_those_it_has(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.delete("/search")
+    _problem(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"message": "\xff"}',
+        b'{"message": NaN}',
+        b'{"message": "\\ud83d"}',
+        b'{"message": "x", "\\ud83d": 1}',
+        b'{"message": "x", "temperature": NaN}',
+        b'{"message": "x", "temperature": 1e999}',
+        b'{"message": "x", "top_k": 1' + b"0" * 400 + b"}",
+        b'{"message": "x", "top_k": 1.5}',
+        b'{"message": "x", "max_tokens": 0}',
+        b'{"message": "x", "misspelt": 1}',
+        b'{"message": ""}',
+        b'{"message": "' + b"x" * 101 + b'"}',
+        b'{"message": ' + b"9" * 3000 + b"}",
+        b'{"message": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+        b'{"message": ' + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}",
+    ],
+)
+async def test_a_body_that_is_not_as_it_must_be_is_refused_with_the_field(
+    client: httpx.AsyncClient, parts: Parts, body: bytes
+) -> None:
+    problem = _problem(await client.post("/chat", content=body, headers=JSON), 422)
+    assert problem["errors"]
+    for error in problem["errors"]:
+        assert error.keys() == {"field", "problem", "value"}
+        assert len(error["value"]) <= 80
+    assert parts.asked == []
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b'{"documents": []}', b'{"documents": [{"text": "\\ud83d"}]}', b"\xff"])
+async def test_documents_that_are_not_as_they_must_be_are_refused_alike(
+    client: httpx.AsyncClient, parts: Parts, body: bytes
+) -> None:
+    assert _problem(await client.post("/ingest", content=body, headers=JSON), 422)["errors"]
+    assert parts.asked == []
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        (b"[" * 99 + b"]" * 99, 200),
+        (b"[" * 101 + b"]" * 101, 422),
+        (b"[" * 900 + b"]" * 900, 422),
+        (b"1" * 3000, 200),
+        (b"NaN", 422),
+        (b"-Infinity", 422),
+        (b'"\\ud83d"', 422),
+        (b'{"\\ud83d": 1}', 422),
+    ],
+)
+async def test_a_value_that_was_put_can_always_be_read_again(
+    client: httpx.AsyncClient, value: bytes, status: int
+) -> None:
+    put = await client.put("/kv/k", content=b'{"value": ' + value + b"}", headers=JSON)
+    assert put.status_code == status, put.text
+    got = await client.get("/kv/k")
+    assert got.status_code == (200 if status == 200 else 404)
+    if status == 200:
+        assert got.json()["value"] == json.loads(value)
+
+
+async def test_a_body_beyond_the_limit_is_refused_declared_or_not(client: httpx.AsyncClient, parts: Parts) -> None:
+    async def undeclared() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 1000
+
+    for path in ("/chat", "/ingest", "/search"):
+        _problem(await client.post(path, content=b" " * 5000, headers=JSON), 413)
+        _problem(await client.post(path, content=undeclared(), headers=JSON), 413)
+    assert parts.asked == []
+
+
+async def test_a_client_that_used_up_its_bucket_is_told_when_to_come_again(
+    client: httpx.AsyncClient, clock: ManualClock
+) -> None:
+    small = _key("sk-small")
+    for _ in range(3):
+        assert (await client.get("/kv", headers=small)).status_code == 200
+    refused = await client.get("/kv", headers=small)
+    assert _problem(refused, 429)["violated-policies"] == ["default"]
+    assert refused.headers["retry-after"] == "2"
+    assert (await client.get("/ratelimit/usage", headers=small)).json()["remaining"] == 0
+    clock.advance(2)
+    assert (await client.get("/kv", headers=small)).status_code == 200
+
+
+async def test_a_check_takes_what_it_says_or_nothing(client: httpx.AsyncClient) -> None:
+    small = _key("sk-small")
+    allowed = await client.post("/ratelimit/check", json={"cost": 2.5}, headers=small)
+    assert allowed.json() == {"allowed": True, "remaining": 0.5, "retry_after_s": 0.0}
+    denied = await client.post("/ratelimit/check", json={"cost": 1}, headers=small)
+    assert (denied.status_code, denied.headers["retry-after"]) == (429, "1")
+    assert denied.json() == {"allowed": False, "remaining": 0.5, "retry_after_s": 1.0}
+    assert (await client.post("/ratelimit/reset", headers=small)).status_code == 204
+    assert (await client.get("/ratelimit/usage", headers=small)).json()["remaining"] == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "address"),
+    [
+        ([], "10.0.0.1"),
+        (["192.0.2.1"], "192.0.2.1"),
+        (["203.0.113.9, 192.0.2.1"], "192.0.2.1"),
+        # The client sent a line of its own, and the proxy added another.
+        (["203.0.113.9", "192.0.2.1"], "192.0.2.1"),
+        (["192.0.2.1, 203.0.113.9", "203.0.113.9,192.0.2.1 "], "192.0.2.1"),
+        ([""], "10.0.0.1"),
+        (["2001:db8::1"], "2001%3Adb8%3A%3A1"),
+    ],
+)
+async def test_a_clients_address_is_what_the_trusted_proxy_says_and_not_what_the_client_claims(
+    client: httpx.AsyncClient, built: FastAPI, services: Services, lines: list[str], address: str
+) -> None:
+    config = CONFIG.model_copy(update={"http": HttpConfig(client_ip_header="X-Forwarded-For")})
+    built.state.services = dataclasses.replace(services, config=config)
+    headers = [("authorization", "Bearer sk-small"), *[("x-forwarded-for", line) for line in lines]]
+    client.headers.pop("authorization")
+    assert (await client.get("/ratelimit/usage", headers=headers)).json()["client"] == address
+
+
+async def test_a_forwarded_address_counts_only_where_a_proxy_is_trusted(client: httpx.AsyncClient) -> None:
+    headers = {**_key("sk-small"), "x-forwarded-for": "192.0.2.1"}
+    assert (await client.get("/ratelimit/usage", headers=headers)).json()["client"] == "10.0.0.1"
+
+
+async def test_an_answer_is_streamed_as_numbered_events_whose_text_cannot_forge_another(
+    client: httpx.AsyncClient, parts: Parts
+) -> None:
+    response = await client.post("/chat", json={"message": "Why?", "user_id": "ann", "top_k": 2})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = [block.splitlines() for block in response.text.replace("\r\n", "\n").strip().split("\n\n")]
+    fields = [dict(line.split(": ", 1) for line in block) for block in blocks]
+    assert [field["id"] for field in fields] == ["1", "2", "3", "4", "5"]
+    assert [field["event"] for field in fields] == [event.type for event in parts.events]
+    assert [json.loads(field["data"]) for field in fields] == [event.data for event in parts.events]
+    (question,) = parts.asked
+    assert question == Question(tenant="acme", message="Why?", user_id="ann", top_k=2)
+
+
+async def test_an_answer_can_be_had_as_one_json(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/chat", json={"message": "Why?", "stream": False})).json()
+    assert answer["text"] == "line\r\n\nevent: error\n🐟"
+    assert (answer["session_id"], answer["message_id"], answer["finish_reason"]) == (SESSION, 2, "stop")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ObjectNotFound("ChatSession/acme:s"), 404),
+        (ModelUnavailable("busy", 3.0), 503),
+        (BackPressureError(num_queued_requests=9, max_queued_requests=9), 503),
+        (RayActorError(), 503),
+        (ValueError("/data/secret"), 500),
+    ],
+)
+async def test_what_is_wrong_before_the_first_event_has_a_status_of_its_own(
+    client: httpx.AsyncClient, behind: Handle, error: Exception, status: int, stream: bool
+) -> None:
+    behind.errors["answer"] = error
+    response = await client.post("/chat", json={"message": "Why?", "stream": stream})
+    _problem(response, status)
+    assert ("retry-after" in response.headers) == (status == 503)
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(("retryable", "status"), [(True, 503), (False, 422)])
+async def test_an_error_in_the_middle_is_the_last_event_of_a_stream_and_the_status_of_one_json(
+    client: httpx.AsyncClient, parts: Parts, retryable: bool, status: int
+) -> None:
+    error = {"code": "ModelRefused", "message": "no", "retryable": retryable, "retry_after_s": 2.0}
+    parts.events[3:] = [TurnEvent(4, "error", error)]
+    streamed = await client.post("/chat", json={"message": "Why?"})
+    assert streamed.status_code == 200
+    assert "event: error" in streamed.text.strip().split("\r\n\r\n")[-1]
+    _problem(await client.post("/chat", json={"message": "Why?", "stream": False}), status)
+
+
+async def test_an_object_that_is_restarting_asks_for_patience(
+    client: httpx.AsyncClient, objects: FailingObjects
+) -> None:
+    objects.failing["KeyValue", "put"] = [ObjectReset("KeyValue/acme:store", "its host was lost")]
+    response = await client.put("/kv/k", json={"value": 1})
+    _problem(response, 503)
+    assert response.headers["retry-after"] == "1"
+    assert "host" not in response.text
+
+
+async def test_an_error_that_nobody_foresaw_is_a_500_without_a_word_of_it(
+    client: httpx.AsyncClient, objects: FailingObjects
+) -> None:
+    objects.failing["KeyValue", "list"] = [RuntimeError("/data/secret")]
+    assert "secret" not in str(_problem(await client.get("/kv"), 500))
+
+
+async def test_files_and_json_become_documents_of_the_callers_tenant(client: httpx.AsyncClient, parts: Parts) -> None:
+    await client.post("/ingest", json={"documents": [{"id": "a", "text": "fish", "metadata": {"n": 1, "b": True}}]})
+    files = [("files", ("notes.md", b"# Notes", "text/markdown")), ("any", ("b.pdf", b"%PDF", "application/pdf"))]
+    response = await client.post("/ingest", files=files)
+    assert [one["status"] for one in response.json()["documents"]] == ["stored", "stored"]
+    assert parts.asked == [
+        ("acme", [NewDocument(id="a", text="fish", metadata={"n": 1, "b": True})]),
+        (
+            "acme",
+            [
+                NewDocument(filename="notes.md", content_type="text/markdown", data=b"# Notes"),
+                NewDocument(filename="b.pdf", content_type="application/pdf", data=b"%PDF"),
+            ],
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (b"", "multipart/form-data"),
+        (b"x", "multipart/form-data; boundary=b"),
+        (b"--b--\r\n", "multipart/form-data; boundary=b"),
+        (b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n', "multipart/form-data; boundary=b"),
+    ],
+)
+async def test_a_form_without_files_is_refused(
+    client: httpx.AsyncClient, parts: Parts, content: bytes, content_type: str
+) -> None:
+    _problem(await client.post("/ingest", content=content, headers={"content-type": content_type}), 422)
+    assert parts.asked == []
+
+
+async def test_a_search_is_of_the_callers_tenant_with_its_filter(client: httpx.AsyncClient, parts: Parts) -> None:
+    response = await client.post("/search", json={"query": "fish", "top_k": 2, "filter": {"a": True}})
+    assert response.json() == {"results": [], "cached": True}
+    assert parts.asked == [("acme", "fish", 2, {"a": True})]
+    _problem(await client.post("/search", json={"query": "x" * 51}), 422)
+
+
+async def test_a_document_that_is_not_there_cannot_be_removed(client: httpx.AsyncClient) -> None:
+    assert (await client.delete("/documents/here")).status_code == 204
+    _problem(await client.delete("/documents/not/here"), 404)
+
+
+async def test_a_request_costs_a_token_even_if_what_it_asks_for_is_not_there(client: httpx.AsyncClient) -> None:
+    before = await _remaining(client)
+    _problem(await client.get("/kv/nothing"), 404)
+    assert await _remaining(client) == before - 1
