@@ -39,9 +39,9 @@ from deployments.child_service import CONNECT_WITHIN_S, ready_service
 KEY: Final = "sk-demo"
 PROJECT_DIR: Final = Path(__file__).parents[1]
 CORPUS: Final = ("README.md", "docs/*.md", "LICENSE", "configs/service.yaml", "configs/tenants/*.yaml")
-#: The second one can be understood only by whoever remembers the first.
-QUESTIONS: Final = ("What is a durable object?", "Which database does it keep its state in?")
-#: The embedded model has 135 million parameters: given more it mixes passages up, and asked for more it rambles.
+#: About plain facts, of which a model of 135 million parameters can find some. The second follows up on the first.
+QUESTIONS: Final = ("How many tokens does a full bucket hold?", "And how many tokens is the largest burst?")
+#: Of more passages the embedded model mixes things up, and in longer answers it rambles.
 TOP_K: Final = 1
 ANSWER_TOKENS_MAX: Final = 64
 EXCERPT_CHARS: Final = 100

@@ -66,7 +66,6 @@ class ObjectHost(host.ObjectHost):
 
     def __init__(self, cluster: Cluster, number: int, dedicated: ObjectId | None = None) -> None:
         self._locks: list[SlotLock] = []
-        self._sweeper: asyncio.Task[None] | None = None
         slots = cluster.settings.slots
         objects_dir = cluster.data_dir / "objects"
         if dedicated is None:
@@ -126,9 +125,6 @@ class ObjectHost(host.ObjectHost):
     def _before_call(self) -> None:
         if len(self._locks) < len(self._lock_paths) and not self._retired:
             self._take_slots(0.0)
-        if self._sweeper is None:
-            # Not in the constructor, which Ray runs outside the event loop.
-            self._sweeper = asyncio.get_running_loop().create_task(self.run())
 
 
 class Control:

@@ -80,6 +80,7 @@ class ObjectHost:
         self._ids: dict[tuple[str, str, str], ObjectId] = {}
         self._tickets: dict[str, tuple[Turn, float]] = {}
         self._retired = False
+        self._sweeping: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
         self._started_s = self._clock.monotonic()
 
     # -- calls
@@ -109,6 +110,7 @@ class ObjectHost:
         A call that waits for something, or behind something that does, answers `PENDING` with a ticket, so that it
         holds up no other; `wait` gets its reply.
         """
+        self._sweep_later()
         replies: list[Reply] = []
         for turn in self.submit(calls):
             if turn.reply is None:
@@ -132,6 +134,7 @@ class ObjectHost:
 
     async def call(self, call: Call) -> Any:
         """Runs one call and returns its result, or raises its error."""
+        self._sweep_later()
         (turn,) = self.submit([call])
         return unpack(await turn.wait())
 
@@ -158,11 +161,18 @@ class ObjectHost:
                 del self._tickets[ticket]
         return len(leaving)
 
-    async def run(self) -> None:
-        """Sweeps for ever. A task of the holder's."""
-        while True:
-            await asyncio.sleep(min(1.0, self._settings.idle_after_s / 2))
-            self.sweep()
+    def _sweep_later(self) -> None:
+        """Has the loop that runs turns sweep as well, for as long as there is something to sweep."""
+        loop = asyncio.get_running_loop()
+        if self._sweeping is None or self._sweeping[0] is not loop:
+            timer = loop.call_later(min(1.0, self._settings.idle_after_s / 2), self._sweep_again)
+            self._sweeping = (loop, timer)
+
+    def _sweep_again(self) -> None:
+        self._sweeping = None
+        self.sweep()
+        if self._activations or self._tickets:
+            self._sweep_later()
 
     def evict(self, object_id: ObjectId) -> bool:
         """Lets one object hibernate now. False if it has turns running or waiting."""
@@ -191,6 +201,8 @@ class ObjectHost:
     def close(self) -> None:
         """Closes every file, for good: no turn runs after it. What was acknowledged is durable without it."""
         self._retired = True
+        if self._sweeping is not None:
+            self._sweeping[1].cancel()
         for activation in self._activations.values():
             activation.abandon()
         self._activations.clear()

@@ -20,18 +20,18 @@ import numpy as np
 import numpy.typing as npt
 from ray.exceptions import RayTaskError
 
-from actors import ChatSession, Directory, DocumentIndex, KeyValue, LocalBackend, TokenBucket
+from actors import ChatSession, Directory, DocumentIndex, DurableObject, KeyValue, LocalBackend, TokenBucket
 from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
-from configs.tenant import KeyConfig, ModelConfig, RetrievalConfig, SessionsConfig, TenantConfig, TenantLimits
+from configs.tenant import KeyConfig, ModelConfig, RetrievalConfig, Scope, SessionsConfig, TenantConfig, TenantLimits
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
 from deployments.vector_store import TOP_K_MAX, VectorStore
 from deployments.vectors import Vectors
 
 CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket)
-SCOPES = frozenset({"chat", "ingest", "search", "kv", "admin"})
+SCOPES: frozenset[Scope] = frozenset({"chat", "ingest", "search", "kv", "admin"})
 DIMENSIONS = 64
 
 
@@ -161,8 +161,10 @@ class OwnVectors(Vectors):
 class FailingObjects(LocalBackend):
     """Objects in this process. Raises `failing[(class, method)]` for a call of the method, before or after it ran."""
 
-    def __init__(self, data_dir: Path, clock: ManualClock | None = None) -> None:
-        super().__init__(data_dir, CLASSES, settings=HostSettings(slots=4), clock=clock or ManualClock())
+    def __init__(
+        self, data_dir: Path, clock: ManualClock | None = None, *, classes: Iterable[type[DurableObject]] = CLASSES
+    ) -> None:
+        super().__init__(data_dir, classes, settings=HostSettings(slots=4), clock=clock or ManualClock())
         self.failing: dict[tuple[str, str], list[Exception]] = {}
         self.failing_after: dict[tuple[str, str], list[Exception]] = {}
         self.calls: list[tuple[str, str]] = []

@@ -12,7 +12,6 @@ import pytest
 from actors import ChatSession, Directory, InvalidArgument, ObjectOverloaded
 from actors.chat_session import Appended
 from actors.runtime.call import Call, Reply
-from actors.runtime.clock import ManualClock
 from actors.runtime.object_id import ObjectId
 from deployments.activity import DIRECTORY_NAME, GATHERED_MAX, ActivityLog
 from deployments.sessions import Sessions
@@ -25,7 +24,7 @@ class Listening(FailingObjects):
     """Says when a directory was told."""
 
     def __init__(self, data_dir: Path) -> None:
-        super().__init__(data_dir, ManualClock())
+        super().__init__(data_dir, classes=[ChatSession, Directory])
         self.told = asyncio.Event()
 
     async def send(self, object_id: ObjectId, call: Call) -> Reply:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors import DurableError, InvalidArgument, ObjectNotFound, ObjectOverloaded
+from actors import ChatSession, Directory, DurableError, InvalidArgument, ObjectNotFound, ObjectOverloaded
 from actors.chat_session import Message
 from actors.document_index import Passage
 from actors.runtime.clock import ManualClock
@@ -60,7 +60,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock)
+    objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
     yield objects
     objects.close()
 

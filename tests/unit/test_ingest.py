@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors import DocumentIndex, ObjectOverloaded
+from actors import DocumentIndex, KeyValue, ObjectOverloaded
 from configs.tenant import RetrievalConfig
 from deployments.chunk import Chunker
 from deployments.documents import INDEX_NAME, Ingested, NewDocument
@@ -31,7 +31,7 @@ DOWN = VectorsUnavailable("starting", 1.0)
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path / "data")
+    objects = FailingObjects(tmp_path, classes=[DocumentIndex, KeyValue])
     yield objects
     objects.close()
 
@@ -303,6 +303,8 @@ async def test_what_is_wrong_with_a_document_is_said_of_it_alone(ingest: Ingest)
 
 
 async def test_only_a_few_documents_are_worked_on_at_once(objects: FailingObjects, vectors: OwnVectors) -> None:
+    full = asyncio.Barrier(DOCUMENTS_AT_ONCE)
+
     class Crowded(WordEmbedder):
         at_once = 0
         most_at_once = 0
@@ -310,14 +312,16 @@ async def test_only_a_few_documents_are_worked_on_at_once(objects: FailingObject
         async def embed(self, texts: Any) -> Any:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-            vectors = await super().embed(texts)
-            await asyncio.to_thread(lambda: None)
+            # Goes on when as many have come as may: fewer would wait for ever, more would be counted.
+            await full.wait()
             self.at_once -= 1
-            return vectors
+            return await super().embed(texts)
 
     embedder = Crowded()
     ingest = Ingest(connect=lambda: objects, limits=LIMITS, embedding=Handle(embedder), vectors=vectors)
-    await ingest.store("acme", [NewDocument(text=f"fish {number}") for number in range(10)])
+    documents = [NewDocument(text=f"fish {number}") for number in range(4 * DOCUMENTS_AT_ONCE)]
+    async with asyncio.timeout(20):
+        await ingest.store("acme", documents)
     assert embedder.most_at_once == DOCUMENTS_AT_ONCE
 
 

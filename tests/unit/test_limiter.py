@@ -29,7 +29,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock)
+    objects = FailingObjects(tmp_path, clock, classes=[TokenBucket])
     yield objects
     objects.close()
 

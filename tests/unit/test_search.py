@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors import DocumentIndex
+from actors import DocumentIndex, KeyValue
 from actors.document_index import NewChunk, Scalar
 from actors.key_value import VALUE_BYTES_MAX
 from actors.runtime.clock import ManualClock
@@ -33,7 +33,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path / "data", clock)
+    objects = FailingObjects(tmp_path, clock, classes=[DocumentIndex, KeyValue])
     yield objects
     objects.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors import ObjectNotFound, ObjectOverloaded
+from actors import ChatSession, Directory, ObjectNotFound, ObjectOverloaded
 from actors.runtime.clock import ManualClock
 from configs.tenant import SessionsConfig
 from deployments.activity import ActivityLog
@@ -25,7 +25,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock)
+    objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
     yield objects
     objects.close()
 
@@ -143,6 +143,7 @@ async def test_the_entry_is_made_before_the_session_and_removed_after_it(
     assert objects.calls == [
         ("Directory", "put"),
         ("ChatSession", "create"),
+        ("Directory", "put"),  # as the session says of itself
         ("ChatSession", "delete"),
         ("Directory", "remove"),
     ]
