@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Final
 
@@ -23,6 +23,8 @@ from rich.console import Console
 
 from deployments import server
 
+#: What `make run` runs.
+COMMAND: Final = (sys.executable, "-m", "deployments")
 CONNECT_WITHIN_S: Final = 10.0
 ASK_WITHIN_S: Final = 10.0
 #: A service that runs is ready, unless a part of it is just restarting.
@@ -34,13 +36,16 @@ POLL_EVERY_S: Final = 0.25
 
 
 @contextmanager
-def ready_service(client: httpx.Client, console: Console, signals: server.StopSignals) -> Iterator[None]:
+def ready_service(
+    client: httpx.Client, console: Console, signals: server.StopSignals, *, command: Sequence[str] = COMMAND
+) -> Iterator[None]:
     """Within the block `client` reaches a service whose every part is ready.
 
     Args:
         client: Its base URL is where the service is, or will be by the configuration that a child inherits.
         console: Where a child's progress is told.
-        signals: Told to let nothing interrupt the end of a child.
+        signals: In force, so that a signal leaves the block; told to let nothing interrupt the end of a child.
+        command: Starts a child, which ends at SIGINT.
 
     Raises:
         ServerError: something else holds the port, or the service does not get ready.
@@ -52,10 +57,10 @@ def ready_service(client: httpx.Client, console: Console, signals: server.StopSi
         return
     console.print(f"No service runs at {client.base_url}: starting one")
     # A terminal that is closed ends the child too.
-    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    on_hangup = signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     # In a session of its own, so that Ctrl-C comes to this process alone, which then asks the service to stop.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "deployments"],
+    child = subprocess.Popen(  # noqa: S603  a constant, or what the caller wrote
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -80,6 +85,7 @@ def ready_service(client: httpx.Client, console: Console, signals: server.StopSi
         teller.join(ASK_WITHIN_S)
         if not teller.is_alive():
             child.stdout.close()
+        signal.signal(signal.SIGHUP, on_hangup)
 
 
 def _is_running(client: httpx.Client) -> bool:

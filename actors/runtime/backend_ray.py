@@ -137,24 +137,36 @@ class Control:
         self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)
         self._reaper: asyncio.Task[None] | None = None
         self._making_room = asyncio.Lock()
-        context = ray.get_runtime_context()
-        if not context.was_current_actor_reconstructed:
-            # By the name it was given: the files behind the fingerprint may have changed since.
-            self._end_older_deployment(context.get_actor_name())
+        # By the name it was given: the files behind the fingerprint may have changed since.
+        self._end_older_deployment(ray.get_runtime_context().get_actor_name())
         self._pool = [self._start_host(number) for number in range(cluster.hosts)]
         for object_id in self._dedicated_found():
             with contextlib.suppress(ValueError):  # it ended meanwhile
                 self._dedicated[object_id] = ray.get_actor(object_id.key, namespace=object_id.class_name)
 
     def _end_older_deployment(self, mine: str | None) -> None:
-        """Hosts keep the code and settings that they started with. A new deployment replaces them."""
-        for actor in ray.util.list_named_actors(all_namespaces=True):
-            name, namespace = actor["name"], actor["namespace"]
-            ours = namespace == NAMESPACE and name.startswith((_CONTROL_PREFIX, "host-")) and name != mine
-            if ours or namespace in {spec.name for spec in self._cluster.specs}:
-                logger.info("ending %s of an older deployment", name)
-                with contextlib.suppress(ValueError):  # it ended meanwhile
-                    ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+        """Hosts keep the code and settings that they started with. A new deployment replaces them.
+
+        The older control actor goes last: as long as it is there, a restart of this one does it again.
+        """
+        found = [(actor["namespace"], actor["name"]) for actor in ray.util.list_named_actors(all_namespaces=True)]
+        older = [
+            (NAMESPACE, name)
+            for namespace, name in found
+            if namespace == NAMESPACE and name.startswith(_CONTROL_PREFIX) and name != mine
+        ]
+        if not older:
+            return
+        classes = {spec.name for spec in self._cluster.specs}
+        hosts = [
+            (namespace, name)
+            for namespace, name in found
+            if namespace in classes or (namespace == NAMESPACE and name.startswith("host-"))
+        ]
+        for namespace, name in [*hosts, *older]:
+            logger.info("ending %s of an older deployment", name)
+            with contextlib.suppress(ValueError):  # it ended meanwhile
+                ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
 
     def _dedicated_found(self) -> list[ObjectId]:
         classes = {spec.name for spec in self._cluster.specs}
