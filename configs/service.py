@@ -84,9 +84,7 @@ class RequestLimits(Config):
     body_bytes_max: int = Field(default=10 * 1024 * 1024, ge=1024, le=1024**3)
     message_chars_max: int = Field(default=32_000, ge=1, le=1_000_000)
     query_chars_max: int = Field(default=2_000, ge=1, le=100_000)
-    metadata_bytes_max: int = Field(default=16_384, ge=2, le=1024**2)
     kv_value_bytes_max: int = Field(default=262_144, ge=1, le=16 * 1024**2)
-    page_items_max: int = Field(default=100, ge=1, le=1_000)
 
 
 class IngestLimits(Config):

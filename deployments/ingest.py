@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from deployments.vectors import Vectors
 logger = logging.getLogger("mobula.ingest")
 
 REQUESTS_AT_ONCE_MAX = 64
+_WORD = re.compile(r"\w")
 #: Documents, of all requests, that are worked on side by side: one is embedded while the next is read.
 DOCUMENTS_AT_ONCE = 2
 
@@ -123,6 +125,8 @@ class Ingest:
             if entry is not None:
                 return Ingested(document_id, entry["chunk_count"], "unchanged")
         pieces = await asyncio.to_thread(self._chunker.chunk, text)
+        # What holds no word, such as a line that ends a code block, can answer nothing.
+        pieces = [piece for piece in pieces if _WORD.search(piece.text)]
         # A version of its own for each attempt: what another attempt stores or removes meanwhile can't be this one's.
         version = self._new_version()
         chunks = [_chunk(document_id, version, piece) for piece in pieces]

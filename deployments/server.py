@@ -28,7 +28,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, TextIO
@@ -49,6 +49,8 @@ WATCH_EVERY_S: Final = 1.0
 ASK_WITHIN_S: Final = 5.0
 ANSWER_WITHIN_S: Final = 30.0
 APPLICATION_NAME: Final = "default"
+# Ctrl-C, a service manager, and a terminal that is closed.
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServerError(Exception):
@@ -56,11 +58,11 @@ class ServerError(Exception):
 
 
 class StopRequested(KeyboardInterrupt):
-    """SIGINT or SIGTERM came. Not an `Exception`, so that Ray's own handlers let it pass."""
+    """One of `STOP_SIGNALS` came. Not an `Exception`, so that Ray's own handlers let it pass."""
 
 
 class StopSignals:
-    """Inside the block the first SIGINT or SIGTERM raises `StopRequested`, wherever the main thread is.
+    """Inside the block the first of `STOP_SIGNALS` raises `StopRequested`, wherever the main thread is.
 
     Later ones do nothing: stopping has limits of its own. To raise, and not only to take note, is what ends a wait
     inside Ray.
@@ -70,7 +72,7 @@ class StopSignals:
         self.stopping = False
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self.install()
         return self
 
@@ -80,8 +82,8 @@ class StopSignals:
 
     def install(self) -> None:
         """Also needed after `ray.init`, which puts a handler of its own in place."""
-        signal.signal(signal.SIGINT, self._requested)
-        signal.signal(signal.SIGTERM, self._requested)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._requested)
 
     def _requested(self, _number: int, _frame: FrameType | None) -> None:
         if not self.stopping:
@@ -150,8 +152,10 @@ class _Server:
         self._record: RunRecord | None = None
 
     def say(self, text: str) -> None:
-        self._out.write(text + "\n")
-        self._out.flush()
+        # Who listened may have gone, as in `make run | head`; that must not keep anything from being stopped.
+        with suppress(OSError):
+            self._out.write(text + "\n")
+            self._out.flush()
 
     def run(
         self,

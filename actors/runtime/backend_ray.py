@@ -430,5 +430,6 @@ def _allow_loopback(address: str) -> None:
     addresses = services.find_gcs_addresses() if address == "auto" else {address}
     addresses = {os.environ.get("RAY_ADDRESS") or found for found in addresses}
     if any(found.startswith("127.0.0.1:") for found in addresses):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, which it does not always apply
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False

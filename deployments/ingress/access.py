@@ -1,14 +1,16 @@
 """May this request be served at all?
 
-A dependency of every authenticated route: the key is known, it has the route's scope, and the client's bucket pays for
-the request. In this order, so that an unknown caller costs no call to any object.
+Asked before anything else of a request is looked at, its body included: the key is known, it has the route's scope, and
+the client's bucket pays. In this order, so that an unknown caller costs no call to any object.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 
 from configs.tenant import Scope
 from deployments.ingress.services import services_of
@@ -50,10 +52,27 @@ def requester_of(request: Request, principal: Principal) -> Requester:
     return Requester(principal=principal, address=address, headers=request.headers)
 
 
-ChatCaller = Annotated[Principal, Depends(Access("chat"))]
-IngestCaller = Annotated[Principal, Depends(Access("ingest"))]
-SearchCaller = Annotated[Principal, Depends(Access("search"))]
-KeyValueCaller = Annotated[Principal, Depends(Access("kv"))]
-#: Routes of the limiter itself cost nothing: asking what is left must not use it up.
-AnyCallerFree = Annotated[Principal, Depends(Access(None, cost=0))]
-AdminCallerFree = Annotated[Principal, Depends(Access("admin", cost=0))]
+def guarded_by(scope: Scope | None, cost: float = REQUEST_COST) -> type[APIRoute]:
+    """The class of routes that `Access` stands before. Its handlers take the caller as a `Caller`."""
+    access = Access(scope, cost)
+
+    class GuardedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            # Not a dependency: FastAPI reads and parses the body before it asks any.
+            async def guarded(request: Request) -> Response:
+                request.state.caller = await access(request)
+                return await handle(request)
+
+            return guarded
+
+    return GuardedRoute
+
+
+async def _caller_of(request: Request) -> Principal:
+    caller: Principal = request.state.caller
+    return caller
+
+
+Caller = Annotated[Principal, Depends(_caller_of)]

@@ -23,6 +23,16 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: {"description": "a part is busy or restarting; Retry-After says how long", **_PROBLEM},
 }
 
+_ROUTERS = (
+    sessions.router,
+    chat.router,
+    documents.router,
+    documents.searching,
+    key_value.router,
+    ratelimit.router,
+    ratelimit.resetting,
+)
+
 
 def build(services: Services) -> FastAPI:
     """The ASGI app of one ingress replica."""
@@ -36,8 +46,8 @@ def build(services: Services) -> FastAPI:
     problem.install(app)
     app.add_middleware(BodyLimit, size_bytes_max=services.config.limits.body_bytes_max)
     app.include_router(health.router)
-    for part in (sessions, chat, documents, key_value, ratelimit):
-        app.include_router(part.router, responses=_PROBLEMS)
+    for router in _ROUTERS:
+        app.include_router(router, responses=_PROBLEMS)
     _describe_keys(app)
     return app
 

@@ -13,13 +13,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from actors import InvalidArgument
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.ingress import replies
-from deployments.ingress.access import ChatCaller
+from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, Text, TopK, UserId
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 from deployments.question import Question, TurnEvent
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(route_class=guarded_by("chat"), tags=["chat"])
 
 #: A comment line that often keeps proxies from closing a stream while the model thinks.
 PING_EVERY_S = 15
@@ -47,7 +47,7 @@ class NewQuestion(Body):
         }
     },
 )
-async def answer(request: Request, caller: ChatCaller, body: NewQuestion) -> Response:
+async def answer(request: Request, caller: Caller, body: NewQuestion) -> Response:
     services = services_of(request)
     if len(body.message) > services.config.limits.message_chars_max:
         raise InvalidArgument(

@@ -12,12 +12,13 @@ from starlette.datastructures import UploadFile
 from actors import DocumentIndex, InvalidArgument, ObjectNotFound
 from deployments.documents import INDEX_NAME, Found, Ingested, NewDocument
 from deployments.ingress import replies
-from deployments.ingress.access import IngestCaller, SearchCaller
+from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, DocumentId, DocumentMetadata, Limit, Text, Title, TopK
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(tags=["documents"])
+router = APIRouter(route_class=guarded_by("ingest"), tags=["documents"])
+searching = APIRouter(route_class=guarded_by("search"), tags=["documents"])
 
 
 class JsonDocument(Body):
@@ -61,7 +62,7 @@ _BODY = {
 
 
 @router.post("/ingest", response_model=replies.IngestedDocuments, openapi_extra=_BODY)
-async def ingest(request: Request, caller: IngestCaller) -> Response:
+async def ingest(request: Request, caller: Caller) -> Response:
     """Stores documents given as JSON, or as files (text, Markdown, HTML, PDF) in a multipart form.
 
     One that fails keeps none of the others from being stored.
@@ -103,7 +104,7 @@ async def _from_json(request: Request, documents_max: int) -> list[NewDocument]:
 @router.get("/documents", response_model=replies.DocumentList)
 async def page(
     request: Request,
-    caller: IngestCaller,
+    caller: Caller,
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=256)] = None,
 ) -> Response:
@@ -112,7 +113,7 @@ async def page(
 
 
 @router.get("/documents/{document_id:path}", response_model=replies.Document)
-async def read(request: Request, caller: IngestCaller, document_id: str) -> Response:
+async def read(request: Request, caller: Caller, document_id: str) -> Response:
     documents = services_of(request).objects.namespace(DocumentIndex).get(caller.tenant, INDEX_NAME)
     document = await documents.get(document_id)
     if document is None:
@@ -121,15 +122,15 @@ async def read(request: Request, caller: IngestCaller, document_id: str) -> Resp
 
 
 @router.delete("/documents/{document_id:path}", status_code=204)
-async def remove(request: Request, caller: IngestCaller, document_id: str) -> Response:
+async def remove(request: Request, caller: Caller, document_id: str) -> Response:
     """Removes a document from the index and the vectors."""
     if not await services_of(request).ingest.remove.remote(caller.tenant, document_id):
         raise ObjectNotFound(f"document {document_id}")
     return Response(status_code=204)
 
 
-@router.post("/search", response_model=replies.SearchResults)
-async def search(request: Request, caller: SearchCaller, body: NewSearch) -> Response:
+@searching.post("/search", response_model=replies.SearchResults)
+async def search(request: Request, caller: Caller, body: NewSearch) -> Response:
     """Passages by words and by meaning, best first."""
     services = services_of(request)
     if len(body.query) > services.config.limits.query_chars_max:

@@ -12,12 +12,12 @@ from actors import InvalidArgument, KeyValue, ObjectNotFound
 from actors.key_value import KEY_CHARS_MAX
 from actors.runtime.namespace import Stub
 from deployments.ingress import replies
-from deployments.ingress.access import KeyValueCaller
+from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, Json, Limit, TtlSeconds
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(prefix="/kv", tags=["key-value"])
+router = APIRouter(route_class=guarded_by("kv"), prefix="/kv", tags=["key-value"])
 
 #: The tenant's object; the search cache has another.
 OBJECT_NAME = "store"
@@ -37,7 +37,7 @@ def _store(request: Request, tenant: str) -> Stub[KeyValue]:
 @router.get("", response_model=replies.ItemList)
 async def page(
     request: Request,
-    caller: KeyValueCaller,
+    caller: Caller,
     prefix: Annotated[str, Query(max_length=KEY_CHARS_MAX)] = "",
     limit: Limit = 20,
     after: Annotated[str, Query(max_length=KEY_CHARS_MAX)] = "",
@@ -47,7 +47,7 @@ async def page(
 
 
 @router.get("/{key:path}", response_model=replies.Item)
-async def get(request: Request, caller: KeyValueCaller, key: Key) -> Response:
+async def get(request: Request, caller: Caller, key: Key) -> Response:
     item = await _store(request, caller.tenant).get(key)
     if item is None:
         raise ObjectNotFound(f"key {key}")
@@ -55,7 +55,7 @@ async def get(request: Request, caller: KeyValueCaller, key: Key) -> Response:
 
 
 @router.put("/{key:path}", response_model=replies.Item)
-async def put(request: Request, caller: KeyValueCaller, key: Key, body: NewValue) -> Response:
+async def put(request: Request, caller: Caller, key: Key, body: NewValue) -> Response:
     size_bytes_max = services_of(request).config.limits.kv_value_bytes_max
     size_bytes = len(json.dumps(body.value))
     if size_bytes > size_bytes_max:
@@ -64,7 +64,7 @@ async def put(request: Request, caller: KeyValueCaller, key: Key, body: NewValue
 
 
 @router.delete("/{key:path}", status_code=204)
-async def delete(request: Request, caller: KeyValueCaller, key: Key) -> Response:
+async def delete(request: Request, caller: Caller, key: Key) -> Response:
     if not await _store(request, caller.tenant).delete(key):
         raise ObjectNotFound(f"key {key}")
     return Response(status_code=204)

@@ -11,13 +11,15 @@ from pydantic import Field
 from actors.runtime.object_id import STEM_BYTES_MAX
 from deployments.errors import QuotaExceeded
 from deployments.ingress import replies
-from deployments.ingress.access import AdminCallerFree, AnyCallerFree, requester_of
+from deployments.ingress.access import Caller, guarded_by, requester_of
 from deployments.ingress.fields import Body, Text
 from deployments.ingress.problem import problem_of
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(prefix="/ratelimit", tags=["rate limit"])
+# Routes of the limiter itself cost nothing: asking what is left must not use it up.
+router = APIRouter(route_class=guarded_by(None, cost=0), prefix="/ratelimit", tags=["rate limit"])
+resetting = APIRouter(route_class=guarded_by("admin", cost=0), prefix="/ratelimit", tags=["rate limit"])
 
 COST_MAX = 1_000_000_000
 
@@ -37,7 +39,7 @@ class Reset(Body):
     response_model=replies.RateLimitDecision,
     responses={429: {"model": replies.RateLimitDecision, "description": "not allowed; Retry-After says when"}},
 )
-async def check(request: Request, caller: AnyCallerFree, body: Check | None = None) -> Response:
+async def check(request: Request, caller: Caller, body: Check | None = None) -> Response:
     """Takes tokens from the caller's bucket, for work that the caller does elsewhere."""
     cost = 1.0 if body is None else body.cost
     decision = await services_of(request).limiter.check(requester_of(request, caller), cost)
@@ -50,13 +52,13 @@ async def check(request: Request, caller: AnyCallerFree, body: Check | None = No
 
 
 @router.get("/usage", response_model=replies.RateLimitUsage)
-async def usage(request: Request, caller: AnyCallerFree) -> Response:
+async def usage(request: Request, caller: Caller) -> Response:
     """What the caller's bucket holds. Takes nothing."""
     return reply(dataclasses.asdict(await services_of(request).limiter.usage(requester_of(request, caller))))
 
 
-@router.post("/reset", status_code=204)
-async def reset(request: Request, caller: AdminCallerFree, body: Reset | None = None) -> Response:
+@resetting.post("/reset", status_code=204)
+async def reset(request: Request, caller: Caller, body: Reset | None = None) -> Response:
     """Fills a bucket of the tenant's."""
     limiter = services_of(request).limiter
     client = body.client if body is not None and body.client else limiter.client_of(requester_of(request, caller))

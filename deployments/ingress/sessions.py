@@ -9,12 +9,12 @@ from pydantic import Field
 
 from actors import InvalidArgument
 from deployments.ingress import replies
-from deployments.ingress.access import ChatCaller
+from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, HistoryLimit, Limit, SessionMetadataField, Text, Title, TtlSeconds, UserId
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(prefix="/chat/sessions", tags=["sessions"])
+router = APIRouter(route_class=guarded_by("chat"), prefix="/chat/sessions", tags=["sessions"])
 
 
 class NewSession(Body):
@@ -35,7 +35,7 @@ class NewMessage(Body):
 
 
 @router.post("", status_code=201, response_model=replies.Session)
-async def create(request: Request, caller: ChatCaller, body: NewSession | None = None) -> Response:
+async def create(request: Request, caller: Caller, body: NewSession | None = None) -> Response:
     body = body or NewSession()
     session = await services_of(request).sessions.create(
         caller.tenant, user_id=body.user_id, title=body.title, metadata=body.metadata, ttl_s=body.ttl_s
@@ -46,7 +46,7 @@ async def create(request: Request, caller: ChatCaller, body: NewSession | None =
 @router.get("", response_model=replies.SessionList)
 async def page(
     request: Request,
-    caller: ChatCaller,
+    caller: Caller,
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=64)] = None,
     user_id: Annotated[str | None, Query(max_length=256)] = None,
@@ -55,19 +55,19 @@ async def page(
 
 
 @router.get("/{session_id}", response_model=replies.Session)
-async def read(request: Request, caller: ChatCaller, session_id: str) -> Response:
+async def read(request: Request, caller: Caller, session_id: str) -> Response:
     return reply(await services_of(request).sessions.metadata(caller.tenant, session_id))
 
 
 @router.patch("/{session_id}", response_model=replies.Session)
-async def update(request: Request, caller: ChatCaller, session_id: str, body: SessionChanges) -> Response:
+async def update(request: Request, caller: Caller, session_id: str, body: SessionChanges) -> Response:
     """Changes the fields that are given; null clears one."""
     changes: dict[str, Any] = body.model_dump(exclude_unset=True)
     return reply(await services_of(request).sessions.update(caller.tenant, session_id, changes))
 
 
 @router.delete("/{session_id}", status_code=204)
-async def delete(request: Request, caller: ChatCaller, session_id: str) -> Response:
+async def delete(request: Request, caller: Caller, session_id: str) -> Response:
     """Its data is gone from disk when this is answered."""
     await services_of(request).sessions.delete(caller.tenant, session_id)
     return Response(status_code=204)
@@ -76,7 +76,7 @@ async def delete(request: Request, caller: ChatCaller, session_id: str) -> Respo
 @router.get("/{session_id}/messages", response_model=replies.MessageList)
 async def history(
     request: Request,
-    caller: ChatCaller,
+    caller: Caller,
     session_id: str,
     limit: HistoryLimit = 50,
     before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
@@ -86,7 +86,7 @@ async def history(
 
 
 @router.post("/{session_id}/messages", status_code=201, response_model=replies.AppendedMessage)
-async def append(request: Request, caller: ChatCaller, session_id: str, body: NewMessage) -> Response:
+async def append(request: Request, caller: Caller, session_id: str, body: NewMessage) -> Response:
     """Adds a message without asking for an answer."""
     services = services_of(request)
     if len(body.content) > services.config.limits.message_chars_max:

@@ -12,8 +12,8 @@ import pytest
 import ray
 from ray import serve
 
-from deployments.embedding import TEXTS_MAX, EmbeddingDeployment
-from deployments.encoder import MODEL_NAME, Encoder, packaged_model
+from deployments.embedding import EmbeddingDeployment
+from deployments.encoder import MODEL_NAME, TEXTS_MAX, Encoder, packaged_model
 
 WATER = "How do I water the plants on my balcony?"
 PLANTS = "Caring for flowers in pots: how often to give them water."
