@@ -12,8 +12,11 @@ from ray.serve import Application
 
 import actors
 from actors import ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket
+from actors.runtime import class_history
+from actors.runtime.class_migration import ClassMigration
 from actors.runtime.host import HostSettings
 from actors.runtime.placement import Cluster
+from configs.class_migrations import load_class_history
 from configs.loading import load_service, load_tenants
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
@@ -30,7 +33,7 @@ from deployments.vectors import Vectors
 CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory)
 
 
-def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Cluster:
+def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tuple[ClassMigration, ...]) -> Cluster:
     """The objects' side of the configuration."""
     dedicated = {
         (tenant.tenant, durable_class.__name__)
@@ -50,13 +53,14 @@ def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Clust
         dedicated=frozenset(dedicated),
         dedicated_max=config.objects.dedicated_max,
         host_resource=config.objects.host_resource,
+        history=history,
     )
 
 
-def build(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Application:
+def build(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tuple[ClassMigration, ...]) -> Application:
     """The whole service. Reads and writes nothing: the parts begin where they run."""
     # Each replica makes its own stubs, and whichever comes first starts the hosts.
-    connect = functools.partial(actors.start, cluster_of(config, tenants))
+    connect = functools.partial(actors.start, cluster_of(config, tenants, history))
     vectors = Vectors(path=str(config.data_dir / "vectors"), host_resource=config.objects.host_resource)
     uses_embedded_model = any(tenant.model.base_url is None for tenant in tenants.values())
     extraction = ExtractionLimits(
@@ -77,5 +81,15 @@ def build(config: ServiceConfig, tenants: dict[str, TenantConfig]) -> Applicatio
     return application
 
 
+def check_data() -> None:
+    """For whoever starts the service where its data is: raises what would keep the objects' hosts from starting.
+
+    Raises:
+        ClassesRefused: the history of classes does not fit the code or the data.
+    """
+    class_history.check(_config.data_dir, _history, [durable_class.__name__ for durable_class in CLASSES])
+
+
 _config = load_service(os.environ)
-app = build(_config, load_tenants(_config))
+_history = load_class_history(_config)
+app = build(_config, load_tenants(_config), _history)

@@ -4,10 +4,10 @@
 folder and checks what no single file can show. Either gives a complete, consistent value or raises one `ConfigError`.
 Nothing is read again later: a changed file is taken up at the next start.
 
-Relative paths: `tenants_dir` is part of the configuration, and counts from the folder of the file that names it, so
-that a configuration can be moved as a whole. `data_dir` is no part of it, and counts from the current directory: the
-packaged file may lie in a read-only `site-packages`. Processes of a cluster have current directories of their own;
-give whole paths there.
+Relative paths: `tenants_dir` and `migrations` are part of the configuration, and count from the folder of the file that
+names them, so that a configuration can be moved as a whole. `data_dir` is no part of it, and counts from the current
+directory: the packaged file may lie in a read-only `site-packages`. Processes of a cluster have current directories of
+their own; give whole paths there.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def load_service(environ: Mapping[str, str], *, working_dir: Path | None = None)
     return service.model_copy(
         update={
             "tenants_dir": tenants_dir.resolve(),
+            "migrations": service.migrations and (file.absolute().parent / service.migrations).resolve(),
             "data_dir": (working_dir / _data_dir(environ, service)).resolve(),
             "http": service.http.model_copy(update={"port": _port(environ, service)}),
         }

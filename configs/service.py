@@ -99,6 +99,7 @@ class ServiceConfig(Config):
     http: HttpConfig = HttpConfig()
     data_dir: ConfigPath = Path("data")
     tenants_dir: ConfigPath = Path("tenants")
+    migrations: ConfigPath | None = None
     objects: ObjectsConfig = ObjectsConfig()
     limits: RequestLimits = RequestLimits()
     ingest: IngestLimits = IngestLimits()

@@ -127,7 +127,8 @@ def _config_error(path: Path, model: type[Config], detail: ErrorDetails) -> Conf
     location: Location = detail["loc"]
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        known = ", ".join(sorted(_model_at(model, location[:-1]).model_fields))
+        fields = _model_at(model, location[:-1]).model_fields
+        known = ", ".join(sorted(field.alias or name for name, field in fields.items()))
         problem = f"is an unknown field; known here: {known}"
     elif kind == "missing":
         problem, value = "is required", ()

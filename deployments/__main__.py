@@ -38,7 +38,10 @@ def main() -> None:
 
 
 def _application() -> Any:
-    return importlib.import_module(APPLICATION).app
+    serve_app = importlib.import_module(APPLICATION)
+    # Here, where a person reads along, and not only in the hosts, which would keep the service from becoming ready.
+    serve_app.check_data()
+    return serve_app.app
 
 
 if __name__ == "__main__":

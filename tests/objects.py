@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import threading
@@ -199,13 +200,16 @@ class Notebook(DurableObject):
     def remark_on_nothing(self) -> None:
         self.storage.sql("INSERT INTO remark VALUES ('no such note')")
 
-    def commit_early(self, text: str) -> None:
+    def roll_back_by_conflict(self, text: str) -> None:
         self.add(text)
-        self.storage.database.conn.execute("COMMIT")
+        self.storage.sql("INSERT INTO note VALUES ('k', '1')")
+        self.storage.sql("INSERT OR ROLLBACK INTO note VALUES ('k', '2')")
 
-    def commit_early_and_begin(self, text: str) -> None:
-        self.commit_early(text)
-        self.storage.database.conn.execute("BEGIN")
+    def roll_back_by_conflict_and_go_on(self, text: str) -> None:
+        with contextlib.suppress(Exception):
+            self.roll_back_by_conflict(text)
+        with contextlib.suppress(Exception):
+            self.add(f"{text} afterwards")
 
     def close_storage(self) -> None:
         self.storage.database.conn.close()
@@ -235,8 +239,11 @@ class Notebook(DurableObject):
         finally:
             self.add(f"{text} finally")
 
-    def fill(self, size_bytes: int, pages_max: int) -> None:
-        self.storage.sql(f"PRAGMA max_page_count = {pages_max}")
+    async def roll_back_by_conflict_later(self, text: str) -> None:
+        await asyncio.sleep(0)
+        self.roll_back_by_conflict(text)
+
+    def fill(self, size_bytes: int) -> None:
         self.storage.sql("INSERT INTO line (text) VALUES (?)", "x" * size_bytes)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from actors.runtime.errors import (
+    ClassesRefused,
     DurableError,
     InvalidArgument,
     ObjectError,
@@ -13,11 +14,13 @@ from actors.runtime.errors import (
     RequestReused,
     SchemaTooNew,
     SlotOwned,
+    StatementRefused,
     StorageFull,
 )
 from actors.runtime.object import DurableObject, exactly_once, idempotent, read
 
 __all__ = [
+    "ClassesRefused",
     "DurableError",
     "DurableObject",
     "InvalidArgument",
@@ -29,6 +32,7 @@ __all__ = [
     "RequestReused",
     "SchemaTooNew",
     "SlotOwned",
+    "StatementRefused",
     "StorageFull",
     "exactly_once",
     "idempotent",

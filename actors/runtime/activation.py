@@ -251,7 +251,7 @@ class Activation:
         """Answers a request that was seen before from its record; records a new one with what it wrote."""
         storage = instance.storage
         fingerprint = hashlib.blake2b(turn.method.name.encode() + b"\0" + turn.arguments, digest_size=16).digest()
-        seen = storage.sql(
+        seen = storage.own_sql(
             f"SELECT fingerprint, result FROM {REQUESTS_TABLE} WHERE request_id = ?",  # noqa: S608  a constant
             turn.request_id,
         )
@@ -261,12 +261,12 @@ class Activation:
             return RETURNED, seen[0][1]
         reply = self._invoke(instance, turn)
         now = instance.clock.now()
-        storage.sql(
+        storage.own_sql(
             f"DELETE FROM {REQUESTS_TABLE} WHERE request_id IN"  # noqa: S608  constants
             f" (SELECT request_id FROM {REQUESTS_TABLE} WHERE at < ? LIMIT {_REQUESTS_PRUNED_PER_TURN})",
             now - REQUESTS_KEPT_S,
         )
-        storage.sql(
+        storage.own_sql(
             f"INSERT INTO {REQUESTS_TABLE} VALUES (?, ?, ?, ?)",  # noqa: S608  a constant
             turn.request_id,
             fingerprint,

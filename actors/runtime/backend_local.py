@@ -7,11 +7,13 @@ that want durable objects and no cluster. Files, locks and semantics are those o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from actors.runtime import class_history
 from actors.runtime.call import Call, Reply
+from actors.runtime.class_migration import ClassMigration
 from actors.runtime.clock import Clock
 from actors.runtime.host import HostSettings, ObjectHost
 from actors.runtime.lane import Lane
@@ -26,6 +28,7 @@ class LocalBackend:
 
     Raises:
         SlotOwned: another process has the data directory.
+        ClassesRefused: the history, if one is given, does not fit the classes or the data.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class LocalBackend:
         settings: HostSettings | None = None,
         clock: Clock | None = None,
         lock_wait_s: float = 0.0,
+        history: Sequence[ClassMigration] | None = None,
     ) -> None:
         settings = settings or HostSettings()
         record_slots(data_dir, settings.slots)
@@ -46,6 +50,8 @@ class LocalBackend:
                 path = data_dir / "slots" / f"{slot:03d}.lock"
                 self._locks.append(SlotLock(path, owner, wait_s=lock_wait_s))
             self._specs = {durable_class: ClassSpec(durable_class) for durable_class in classes}
+            names = [spec.name for spec in self._specs.values()]
+            class_history.apply(data_dir, history, names, slots=settings.slots, owner=None, wait_s=lock_wait_s)
             self.host = ObjectHost(
                 name="local",
                 data_dir=data_dir,

@@ -26,9 +26,10 @@ from ray._private import ray_constants, services
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors.runtime import host
+from actors.runtime import class_history, host
 from actors.runtime.call import Call, HostLost, HostRetired, Reply
-from actors.runtime.errors import ObjectOverloaded, SlotOwned
+from actors.runtime.class_migration import names_in
+from actors.runtime.errors import ClassesRefused, ObjectOverloaded, SlotOwned
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec
@@ -128,7 +129,11 @@ class ObjectHost(host.ObjectHost):
 
 
 class Control:
-    """Starts the pool's hosts, and keeps the dedicated ones within their number."""
+    """Starts the pool's hosts, and keeps the dedicated ones within their number.
+
+    While the history of classes does not fit the data there is no pool: whoever asks for a host gets the reason, and
+    the history is looked at again.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         record_slots(cluster.data_dir, cluster.settings.slots)
@@ -137,12 +142,45 @@ class Control:
         self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)
         self._reaper: asyncio.Task[None] | None = None
         self._making_room = asyncio.Lock()
-        # By the name it was given: the files behind the fingerprint may have changed since.
-        self._end_older_deployment(ray.get_runtime_context().get_actor_name())
+        self._pool: list[ActorHandle] = []
+        self._refusal: ClassesRefused | SlotOwned | None = None
+        self._begin(ACQUIRE_WAIT_S)
+
+    def _begin(self, wait_s: float) -> None:
+        """Brings the classes on disk up to date, and starts the pool."""
+        cluster, names = self._cluster, [spec.name for spec in self._cluster.specs]
+        context = ray.get_runtime_context()
+        try:
+            # Looked at before anything ends: a deployment that can't run leaves the one that does alone.
+            class_history.check(cluster.data_dir, cluster.history, names)
+            # By the name it was given: the files behind the fingerprint may have changed since.
+            self._end_older_deployment(context.get_actor_name())
+            changes = class_history.apply(
+                cluster.data_dir,
+                cluster.history,
+                names,
+                slots=cluster.settings.slots,
+                owner=f"a migration of classes (Ray session {context.get_session_name()})",
+                wait_s=wait_s,
+            )
+        except (ClassesRefused, SlotOwned) as refusal:
+            # Not raised: an actor whose constructor fails is dead for good, and nobody would learn why.
+            logger.error("cannot start the pool: %s", refusal)
+            self._refusal = refusal
+            return
+        self._refusal = None
+        if changes.applied:
+            logger.info("classes: applied=%s moved=%s", ",".join(changes.applied), changes.moved)
         self._pool = [self._start_host(number) for number in range(cluster.hosts)]
         for object_id in self._dedicated_found():
             with contextlib.suppress(ValueError):  # it ended meanwhile
                 self._dedicated[object_id] = ray.get_actor(object_id.key, namespace=object_id.class_name)
+
+    def _require_pool(self) -> None:
+        if self._refusal is not None:
+            self._begin(0.0)
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
 
     def _end_older_deployment(self, mine: str | None) -> None:
         """Hosts keep the code and settings that they started with. A new deployment replaces them.
@@ -157,7 +195,8 @@ class Control:
         ]
         if not older:
             return
-        classes = {spec.name for spec in self._cluster.specs}
+        # The older deployment may know classes by names that they had then.
+        classes = {spec.name for spec in self._cluster.specs} | names_in(self._cluster.history or ())
         hosts = [
             (namespace, name)
             for namespace, name in found
@@ -184,22 +223,31 @@ class Control:
         return ray.remote(ObjectHost).options(**options).remote(self._cluster, number, dedicated)
 
     async def cluster(self) -> Cluster:
+        """
+        Raises:
+            ClassesRefused, SlotOwned: as `ready` does.
+        """
+        self._require_pool()
         return self._cluster
 
     async def ready(self) -> None:
         """Returns when every pool host owns its slots.
 
         Raises:
+            ClassesRefused: the history of classes does not fit the code or the data.
             SlotOwned: another process has one of them; says which.
         """
+        self._require_pool()
         await asyncio.gather(*[pool_host.ready.remote() for pool_host in self._pool])
 
     async def dedicated(self, object_id: ObjectId) -> ActorHandle:
         """The host of one dedicated object, started if need be.
 
         Raises:
+            ClassesRefused, SlotOwned: as `ready` does.
             ObjectOverloaded: as many as may live are there, and none is idle.
         """
+        self._require_pool()
         if self._reaper is None:
             self._reaper = asyncio.get_running_loop().create_task(self._reap())
         async with self._making_room:
@@ -361,6 +409,8 @@ class RayBackend:
             try:
                 # Until it answers, the host of that name may be one of an older deployment, about to be ended.
                 await self._control.cluster.remote()
+            except RayTaskError as failed:
+                raise failed.cause from None
             except ActorDiedError:
                 pass  # a newer deployment replaced it, and its hosts have the same names
             except RayActorError as restarting:
@@ -410,14 +460,21 @@ def connect(address: str = "auto") -> RayBackend:
 
     Raises:
         ConnectionError: no Ray cluster, or no objects are hosted on it.
+        ClassesRefused, SlotOwned: objects would be hosted on it, were it not for this.
     """
     if not ray.is_initialized():
         _allow_loopback(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    refusal: Exception | None = None
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(_CONTROL_PREFIX):
             control = ray.get_actor(actor["name"], namespace=NAMESPACE)
-            return RayBackend(control, ray.get(control.cluster.remote(), timeout=START_TIMEOUT_S))
+            try:
+                return RayBackend(control, ray.get(control.cluster.remote(), timeout=START_TIMEOUT_S))
+            except RayTaskError as failed:
+                refusal = failed.cause  # one deployment that was refused may stand beside one that runs
+    if refusal is not None:
+        raise refusal
     raise ConnectionError("no durable objects are hosted on this Ray cluster; start the service first")
 
 

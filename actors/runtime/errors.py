@@ -7,6 +7,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
     DurableError
     ├ InvalidArgument(field, value, problem)        the caller's input; never retried
     ├ SlotOwned(slot, owner)                        another host owns what was asked for
+    ├ ClassesRefused(file, tag, class_name, ...)    the history of classes does not fit the code or the data
     └ ObjectError(object_key, ...)
        ├ ObjectNotFound                             never created, deleted or expired
        ├ ObjectOverloaded(reason, retry_after_s)    retryable
@@ -14,6 +15,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
        ├ ObjectFailed(error, message)               the class raised something that could not travel
        ├ RequestReused                              a request id came back with other arguments
        ├ SchemaTooNew(found, known)                 the file was written by newer code
+       ├ StatementRefused(action, why)              the author's SQL did what is the runtime's
        └ StorageFull(operation)                     retryable once there is space
 """
 
@@ -68,6 +70,24 @@ class SlotOwned(DurableError):
 
     def __str__(self) -> str:
         return f"slot {self.slot} is owned by {self.owner or 'another process'}"
+
+
+class ClassesRefused(DurableError):
+    """The history of classes does not fit the code or the data. Nothing was changed; `file` is where to look.
+
+    `tag` and `class_name` are "" where the problem is not about one.
+    """
+
+    def __init__(self, file: str, tag: str, class_name: str, problem: str) -> None:
+        super().__init__(file, tag, class_name, problem)
+        self.file = file
+        self.tag = tag
+        self.class_name = class_name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        tag = f"tag {self.tag!r}: " if self.tag else ""
+        return f"{self.file}: {tag}{self.class_name}{': ' if self.class_name else ''}{self.problem}"
 
 
 class ObjectError(DurableError):
@@ -149,6 +169,18 @@ class SchemaTooNew(ObjectError):
         return f"{self.object_key} was written by newer code: {newest}"
 
 
+class StatementRefused(ObjectError):
+    """The author's SQL would have done what is the runtime's to do. Nothing of the statement was run."""
+
+    def __init__(self, object_key: str, action: str, why: str) -> None:
+        super().__init__(object_key, action, why)
+        self.action = action
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.object_key} may not {self.action}: {self.why}"
+
+
 class StorageFull(ObjectError):
     """The disk, or the object's allowance on it, is full. What the turn wrote was rolled back."""
 
@@ -160,4 +192,6 @@ class StorageFull(ObjectError):
         self.operation = operation
 
     def __str__(self) -> str:
-        return f"no space left for {self.object_key} ({self.operation}); free some and retry"
+        return (
+            f"no space left for {self.object_key} ({self.operation}), on disk or in its allowance; free some and retry"
+        )

@@ -47,6 +47,8 @@ class HostSettings:
     mailbox_calls_max: int = 1000
     mailbox_bytes_max: int = 32 * 1024 * 1024
     mailbox_age_max_s: float = 30.0
+    #: What one object's database may grow to. A write beyond is refused with `StorageFull`.
+    database_bytes_max: int = sqlite.DATABASE_BYTES_MAX
 
 
 class ObjectHost:
@@ -282,7 +284,12 @@ class ObjectHost:
     def _open(self, object_id: ObjectId) -> DurableObject:
         spec = self._classes[object_id.class_name]
         path = object_id.path(self._objects_dir, self._settings.slots)
-        storage = Storage(str(object_id), path, self._schemas[object_id.class_name])
+        storage = Storage(
+            str(object_id),
+            path,
+            self._schemas[object_id.class_name],
+            database_bytes_max=self._settings.database_bytes_max,
+        )
         context = ObjectContext(
             id=object_id,
             storage=storage,

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from actors.runtime.class_migration import ClassMigration
 from actors.runtime.host import HostSettings
 from actors.runtime.object import ClassSpec, DurableObject
 from actors.runtime.object_id import ObjectId
@@ -33,6 +34,8 @@ class Cluster:
     dedicated_max: int = 16
     #: A custom Ray resource that a node must have to run hosts: there, the data directory is mounted.
     host_resource: str | None = None
+    #: How the classes came to be what they are. None takes them as they come and records nothing, for trials.
+    history: tuple[ClassMigration, ...] | None = None
 
     @property
     def specs(self) -> list[ClassSpec]:
@@ -44,7 +47,7 @@ class Cluster:
         digest = hashlib.blake2b(digest_size=8)
         classes = [f"{durable_class.__module__}.{durable_class.__qualname__}" for durable_class in self.classes]
         plain = (self.data_dir, self.settings, self.hosts, sorted(self.dedicated), self.dedicated_max, sorted(classes))
-        digest.update(repr((plain, self.host_resource)).encode())
+        digest.update(repr((plain, self.host_resource, self.history)).encode())
         for source in _sources(self.classes):
             digest.update(source.read_bytes())
         return digest.hexdigest()

@@ -6,55 +6,90 @@ older files up to date when they are opened. Files of newer code are refused, ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import sqlite
+from actors.runtime import key_values, sqlite
+from actors.runtime.authorizer import RESERVED_PREFIX
+from actors.runtime.connection import ObjectConnection
 from actors.runtime.errors import SchemaTooNew
 
 #: Results of `@exactly_once` turns, by request id; in every object's database.
-REQUESTS_TABLE = sqlite.RESERVED_PREFIX + "requests"
+REQUESTS_TABLE = RESERVED_PREFIX + "requests"
+
+#: The tables of the runtime itself. Whoever changes them adds one here, and brings older files there.
+RUNTIME_VERSION = 1
+# Each must do nothing where it was run before.
+_RUNTIME_TABLES = (
+    f"CREATE TABLE IF NOT EXISTS {REQUESTS_TABLE} (request_id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL,"
+    " result BLOB NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
+    f"CREATE INDEX IF NOT EXISTS {REQUESTS_TABLE}_at ON {REQUESTS_TABLE} (at)",
+    key_values.CREATE_TABLE,
+    # Not a table of ours: reading it costs nothing on activation, where it is in the file's first page.
+    f"PRAGMA user_version = {RUNTIME_VERSION}",
+)
 
 
 class Schema:
-    """The migrations of one class, in order, with a template of the database that they end in."""
+    """The tables of the runtime and the migrations of one class, in order, with a template that they end in."""
 
     def __init__(self, migrations: Migrations | None) -> None:
         self._migrations = migrations
         self._names = [step.name for step in migrations.pending(Database(memory=True))] if migrations else []
         self.template = sqlite.prepare_template(self._build)
 
-    def _build(self, database: Database) -> None:
-        database.execute(
-            f"CREATE TABLE {REQUESTS_TABLE} (request_id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL,"
-            " result BLOB NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
-        )
-        database.execute(f"CREATE INDEX {REQUESTS_TABLE}_at ON {REQUESTS_TABLE} (at)")
-        if self._migrations:
-            self._migrations.apply(database)
+    def _build(self, connection: ObjectConnection) -> None:
+        connection.guard("a new object")
+        with _transaction(connection):
+            self._apply(connection)
 
-    def bring_up_to_date(self, object_key: str, database: Database) -> None:
+    def bring_up_to_date(self, object_key: str, connection: ObjectConnection) -> None:
         """Applies what is missing in one transaction: all of it or nothing.
 
         Raises:
-            SchemaTooNew: the file has migrations that this code doesn't know.
+            SchemaTooNew: the file has tables or migrations that this code doesn't know.
         """
-        if not self._migrations:
-            return
-        applied = self._applied(database, self._migrations.name)
-        if applied == self._names:
+        ((version,),) = connection.run_own("PRAGMA user_version")
+        if version > RUNTIME_VERSION:
+            raise SchemaTooNew(object_key, f"runtime {version}", f"runtime {RUNTIME_VERSION}")
+        applied = self._applied(connection, self._migrations.name) if self._migrations else []
+        if applied == self._names and version == RUNTIME_VERSION:
             return
         if unknown := [name for name in applied if name not in self._names]:
             raise SchemaTooNew(object_key, unknown[-1], self._names[-1] if self._names else "none")
-        with database.atomic():
-            self._migrations.apply(database)
+        with _transaction(connection):
+            self._apply(connection)
+
+    def _apply(self, connection: ObjectConnection) -> None:
+        for statement in _RUNTIME_TABLES:
+            connection.run_own(statement)
+        if self._migrations:
+            self._migrations.apply(Database(connection))
 
     @staticmethod
-    def _applied(database: Database, migration_set: str) -> list[str]:
+    def _applied(connection: ObjectConnection, migration_set: str) -> list[str]:
         # Not Migrations.applied(): it inspects the table with several statements, and this runs on every activation.
         table = Migrations.migrations_table
-        if not database.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", [table]).fetchone():
+        if not connection.run_own("SELECT 1 FROM sqlite_schema WHERE name = ?", table):
             return []  # the class had no migrations when the file was made
         query = f"SELECT name FROM {table} WHERE migration_set = ? ORDER BY id"  # noqa: S608  a constant
-        rows = database.execute(query, [migration_set])
-        return [name for (name,) in rows.fetchall()]
+        return [name for (name,) in connection.run_own(query, migration_set)]
+
+
+@contextmanager
+def _transaction(connection: ObjectConnection) -> Iterator[None]:
+    # Not Database.atomic(): under the authorizer only the runtime begins and commits.
+    connection.run_own("BEGIN")
+    connection.in_turn = True
+    try:
+        yield
+        connection.run_own("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.run_own("ROLLBACK")
+        raise
+    finally:
+        connection.in_turn = False

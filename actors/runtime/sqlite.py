@@ -1,7 +1,8 @@
 """How is an object's database opened, created and removed?
 
-The only module that knows the SQLite driver. One connection a file, held exclusively: the WAL-reset bug of SQLite
-before 3.51.3 needs two connections and is refused at start all the same, since a file may outlive this process's care.
+With `connection` and `authorizer` all that knows the SQLite driver. One connection a file, held exclusively: the
+WAL-reset bug of SQLite before 3.51.3 needs two connections and is refused at start all the same, since a file may
+outlive this process's care.
 
 A new database is a copy of a template prepared once per class, five times faster than creating a schema. It appears
 under its name complete and on disk, or not at all.
@@ -14,21 +15,20 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import sqlite_utils
 from sqlite_utils.utils import sqlite3
 
+from actors.runtime.connection import ObjectConnection
 from actors.runtime.folder import make_folder, sync_folder
 
-Connection = Any  # sqlite3.Connection of whichever driver sqlite-utils chose
 Error = sqlite3.Error
 
 VERSION_MIN = (3, 51, 3)
 #: Pages of cache per open database, negative for KiB. Objects are small and many; the default of 2 MiB is for one.
 CACHE_KIB = 256
-#: Table names with this prefix are the runtime's own.
-RESERVED_PREFIX = "_mobula_"
+#: What a database may grow to, its log not counted.
+DATABASE_BYTES_MAX = 10 * 1024**3
+_PAGE_BYTES = 4096
 
 _SQLITE_BUSY = 5
 _SQLITE_FULL = 13
@@ -42,12 +42,15 @@ _CRITICAL = {
 }
 
 # Order matters: exclusive mode before the first access keeps the WAL index in memory, without a -shm file.
+# Recursive triggers are what sqlite-utils would set on its first use: a REPLACE must not change its meaning by that.
 _SETUP = f"""
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA synchronous = FULL;
 PRAGMA foreign_keys = ON;
+PRAGMA recursive_triggers = ON;
 PRAGMA trusted_schema = OFF;
 PRAGMA cache_size = -{CACHE_KIB};
+PRAGMA max_page_count = %d;
 """
 
 
@@ -64,17 +67,24 @@ def require_version() -> None:
         )
 
 
-def connect(path: Path) -> Connection:
+def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConnection:
     """Opens an existing database and takes the file for this connection alone.
+
+    It is the runtime's until `guard` is called. One that is larger than `size_bytes_max` opens and grows no more.
 
     Raises:
         Error: `is_busy(error)` says that another process has it.
     """
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=0
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=0,
+        factory=ObjectConnection,
     )
     try:
-        connection.executescript(_SETUP)
+        connection.executescript(_SETUP % max(1, size_bytes_max // _PAGE_BYTES))
         # The first read takes the exclusive lock and, after a crash, recovers the WAL.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except BaseException:
@@ -83,15 +93,16 @@ def connect(path: Path) -> Connection:
     return connection
 
 
-def prepare_template(build: Callable[[sqlite_utils.Database], None]) -> bytes:
+def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:
     """The bytes of an empty database in WAL mode, after `build` has made its schema."""
     with tempfile.TemporaryDirectory(prefix="mobula-template-") as folder:
         path = Path(folder) / "template.sqlite"
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(path, isolation_level=None, factory=ObjectConnection)
         try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            build(sqlite_utils.Database(connection))
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            connection.run_own(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.run_own("PRAGMA journal_mode = WAL")
+            build(connection)
+            connection.run_own("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
         return path.read_bytes()
@@ -109,6 +120,9 @@ def create(path: Path, template: bytes) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
+    except OSError:
+        unfinished.unlink()
+        raise
     finally:
         os.close(descriptor)
     os.rename(unfinished, path)

@@ -15,14 +15,22 @@ from typing import Any
 from sqlite_utils import Database
 
 from actors.runtime import sqlite
-from actors.runtime.errors import DurableError, InvalidArgument, ObjectReset, SlotOwned, StorageFull
+from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
+from actors.runtime.key_values import KeyValues
 from actors.runtime.schema import Schema
 
 
 class Storage:
     """The open database of one resident object. Methods below the line are the host's."""
 
-    def __init__(self, object_key: str, path: Path, schema: Schema) -> None:
+    def __init__(
+        self,
+        object_key: str,
+        path: Path,
+        schema: Schema,
+        *,
+        database_bytes_max: int = sqlite.DATABASE_BYTES_MAX,
+    ) -> None:
         self._object_key = object_key
         self._path = path
         self._transactions_open = 0
@@ -32,12 +40,13 @@ class Storage:
         try:
             if self._created:
                 sqlite.create(path, schema.template)
-            self._connection = sqlite.connect(path)
+            self._connection = sqlite.connect(path, database_bytes_max)
         except (sqlite.Error, OSError) as error:
             raise self._explain(error, "open") from error
         try:
+            self._connection.guard(object_key)
             if not self._created:
-                schema.bring_up_to_date(object_key, self.database)
+                schema.bring_up_to_date(object_key, self._connection)
         except BaseException as error:
             self._connection.close()
             if isinstance(error, sqlite.Error) and (reset := self.what_it_means(error, "migrate")):
@@ -46,31 +55,31 @@ class Storage:
 
     @cached_property
     def database(self) -> Database:
-        """The database as `sqlite_utils` sees it: tables, upserts, full-text search."""
-        return Database(self._connection)
+        """The database as `sqlite_utils` sees it: tables, upserts, full-text search. Refuses what `sql` refuses."""
+        return Database(self._connection, recursive_triggers=False)  # they are on already
+
+    @cached_property
+    def kv(self) -> KeyValues:
+        """JSON values by key, where a table would be too much."""
+        return KeyValues(self._connection.run_own)
 
     def sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """Runs one statement and returns its rows. The short way, for what runs on every call.
 
         Raises:
-            InvalidArgument: a value that SQLite can't hold.
+            StatementRefused: it would do what is the runtime's: transactions, settings, other databases, and tables
+                named `_mobula_*`.
+            InvalidArgument: a value that SQLite can't hold, or above `VALUE_BYTES_MAX`.
         """
-        try:
-            rows: list[tuple[Any, ...]] = self._connection.execute(query, binds).fetchall()
-        except (UnicodeEncodeError, OverflowError) as error:
-            raise _unstorable(error) from error
-        return rows
+        return self._connection.run(query, binds)
 
     def sql_many(self, query: str, rows: Sequence[Sequence[Any]]) -> None:
         """Runs one statement for each of `rows`.
 
         Raises:
-            InvalidArgument: a value that SQLite can't hold.
+            StatementRefused, InvalidArgument: as `sql`.
         """
-        try:
-            self._connection.executemany(query, rows)
-        except (UnicodeEncodeError, OverflowError) as error:
-            raise _unstorable(error) from error
+        self._connection.executemany(query, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -89,7 +98,7 @@ class Storage:
     @property
     def size_bytes(self) -> int:
         """Size of the database, without its write-ahead log."""
-        ((size_bytes,),) = self.sql("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        ((size_bytes,),) = self.own_sql("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
         return int(size_bytes)
 
     def delete_all(self) -> None:
@@ -97,6 +106,10 @@ class Storage:
         self.delete_requested = True
 
     # ------------------------------------------------------------------------------------------------------------
+
+    def own_sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
+        """As `sql`, for the runtime's own statements: the only ones that may touch its tables."""
+        return self._connection.run_own(query, *binds)
 
     @property
     def rows_changed(self) -> int:
@@ -122,27 +135,28 @@ class Storage:
         """
         try:
             if not self.deleted:
-                self._connection.execute("BEGIN")
+                self._connection.run_own("BEGIN")
+                self._connection.in_turn = True
         except sqlite.Error as error:
             raise self._explain(error, "begin") from error
 
     def savepoint(self) -> None:
-        self._connection.execute("SAVEPOINT _mobula_turn")
+        self._connection.run_own("SAVEPOINT _mobula_turn")
 
     def release(self) -> None:
-        self._connection.execute("RELEASE _mobula_turn")
+        self._connection.run_own("RELEASE _mobula_turn")
 
     def rollback_to_savepoint(self) -> None:
         """Undoes one turn; what earlier turns of the same transaction wrote stays."""
         self.delete_requested = False
-        self._connection.execute("ROLLBACK TO _mobula_turn")
-        self._connection.execute("RELEASE _mobula_turn")
+        self._connection.run_own("ROLLBACK TO _mobula_turn")
+        self._connection.run_own("RELEASE _mobula_turn")
 
     def rollback(self) -> None:
-        self.delete_requested = False
+        self.delete_requested = self._connection.in_turn = False
         # Some errors make SQLite roll back by itself.
         if not self.deleted and self.in_transaction:
-            self._connection.execute("ROLLBACK")
+            self._connection.run_own("ROLLBACK")
 
     def commit(self) -> None:
         """Makes the transaction durable, or, after `delete_all`, removes the file.
@@ -156,7 +170,8 @@ class Storage:
                 sqlite.remove(self._path)
                 self.delete_requested, self.deleted = False, True
             elif not self.deleted:
-                self._connection.execute("COMMIT")
+                self._connection.run_own("COMMIT")
+            self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
             raise self._explain(error, "delete" if self.delete_requested else "commit") from error
 
@@ -170,9 +185,11 @@ class Storage:
 
     def what_it_means(self, error: Exception, operation: str = "write") -> DurableError | None:
         """The error to reset the object with, or None where only the statement failed."""
+        lost = self._connection.lost
+        error = lost or error
         if sqlite.is_full(error) or sqlite.critical(error):
             return self._explain(error, operation)
-        return None
+        return ObjectReset(self._object_key, f"its transaction was ended by: {lost}") if lost else None
 
     def _explain(self, error: Exception, operation: str) -> DurableError:
         if sqlite.is_busy(error):
@@ -180,10 +197,3 @@ class Storage:
         if sqlite.is_full(error):
             return StorageFull(self._object_key, operation)
         return ObjectReset(self._object_key, f"{operation} failed: {sqlite.critical(error) or error}")
-
-
-def _unstorable(error: UnicodeEncodeError | OverflowError) -> InvalidArgument:
-    # Both come out of JSON, so that clients can send them.
-    if isinstance(error, UnicodeEncodeError):
-        return InvalidArgument("value", error.object, "must be text without lone surrogates")
-    return InvalidArgument("value", "a larger one", "a whole number must fit into 64 bits")

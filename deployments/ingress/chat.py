@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
@@ -17,7 +17,7 @@ from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, Text, TopK, UserId
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
-from deployments.question import Question, TurnEvent
+from deployments.question import Question, TurnEvent, TurnEventType
 
 router = APIRouter(route_class=guarded_by("chat"), tags=["chat"])
 
@@ -36,6 +36,18 @@ class NewQuestion(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
 
 
+#: One event; its data is JSON as well.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": list(get_args(TurnEventType))},
+        "data": {"type": "string"},
+    },
+    "required": ["id", "event", "data"],
+}
+
+
 @router.post(
     "/chat",
     response_model=replies.Answer,
@@ -43,7 +55,7 @@ class NewQuestion(Body):
         200: {
             "description": "with `stream` events `turn.created`, `sources`, `text.delta`, then `turn.completed` or"
             " `error`, each with an id; without it one JSON",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         }
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from deployments.fast_http import client_environment
 
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
 START_WITHIN_S = 180.0
-END_WITHIN_S = 60.0
+END_WITHIN_S = 120.0
 
 
 @pytest.hookimpl(trylast=True)
@@ -56,7 +57,7 @@ class Service:
             start_new_session=True,
         )
         assert self._process.stdout is not None
-        limit = threading.Timer(START_WITHIN_S, self._process.kill)
+        limit = threading.Timer(START_WITHIN_S, self._kill, [""])
         limit.start()
         try:
             for line in self._process.stdout:
@@ -65,14 +66,22 @@ class Service:
                     return
         finally:
             limit.cancel()
+        self._forget()
         raise AssertionError(f"the service ended without being ready:\n{self.said}")
 
     def stop(self) -> None:
         """As Ctrl-C does."""
         if self._process is not None:
             os.kill(self._process.pid, signal.SIGINT)
-            self._process.communicate(timeout=END_WITHIN_S)
-            self._process = None
+            self._forget()
+
+    def _forget(self) -> None:
+        process, self._process = self._process, None
+        assert process is not None
+        assert process.stdout is not None
+        process.wait(timeout=END_WITHIN_S)
+        # Not read to its end, which is not there while anything that it started lives.
+        process.stdout.close()
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Those of this service whose command line holds `name`; Ray calls a worker `ray::<class>`."""
@@ -82,13 +91,17 @@ class Service:
 
     def kill(self, name: str = "") -> int:
         """`kill -9` of those processes; of all without a name. Returns how many there were."""
+        killed = self._kill(name)
+        if not name:
+            self._forget()
+        return killed
+
+    def _kill(self, name: str) -> int:
         found = self.processes(name)
         for process in found:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(found, timeout=END_WITHIN_S)
-        if not name:
-            self._process.communicate(timeout=END_WITHIN_S)
-            self._process = None
         return len(found)
 
     def files_of(self, name: str) -> list[Path]:

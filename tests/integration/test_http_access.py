@@ -34,7 +34,18 @@ ROUTES = [
     ("POST", "/ratelimit/reset", "admin"),
 ]
 SESSION_ROUTES = [(method, path) for method, path, _ in ROUTES if "{session_id}" in path]
-MALFORMED_IDS = ["x", "s123", "S" + "0" * 32, "s" + "0" * 31 + "g", "s" + "0" * 33, "demo:s1", "%2e%2e", "%00", "é", "*"]
+MALFORMED_IDS = [
+    "x",
+    "s123",
+    "S" + "0" * 32,
+    "s" + "0" * 31 + "g",
+    "s" + "0" * 33,
+    "demo:s1",
+    "%2e%2e",
+    "%00",
+    "é",
+    "*",
+]
 
 
 def of_someone(path: str) -> str:
@@ -74,9 +85,11 @@ def test_no_route_is_served_without_a_known_key(
         assert response.headers["www-authenticate"].startswith("Bearer ")
 
 
-@pytest.mark.parametrize("key", ["sk-demo\u00a0", "SK-DEMO", "sk-demo,sk-acme", "sk-dem", "sk-demo0", "x" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "key", ["sk-demo\u00a0", "SK-DEMO", "sk-demo,sk-acme", "sk-dem", "sk-demo0", "x" * 5000, "\udcff"]
+)
 def test_a_key_counts_only_as_it_is(nobody: httpx.Client, key: str) -> None:
-    headers = {"Authorization": f"Bearer {key}".encode("utf-8", "surrogateescape")}
+    headers = {b"Authorization": f"Bearer {key}".encode("utf-8", "surrogateescape")}
     problem(nobody.get("/chat/sessions", headers=headers), 401)
 
 
@@ -91,9 +104,7 @@ def test_a_key_in_the_query_or_a_cookie_is_none(nobody: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
-def test_a_key_opens_only_what_its_scopes_allow(
-    service: Service, method: str, path: str, scope: str | None
-) -> None:
+def test_a_key_opens_only_what_its_scopes_allow(service: Service, method: str, path: str, scope: str | None) -> None:
     with service.client("sk-chat-only") as client:
         response = client.request(method, of_someone(path))
     if scope in ("chat", None):

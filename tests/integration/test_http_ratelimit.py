@@ -46,7 +46,9 @@ async def test_of_200_checks_at_once_exactly_as_many_pass_as_the_bucket_holds(
         denied = [answer for answer in answers if answer.status_code == 429]
         assert (len(allowed), len(denied)) == (CAPACITY, CHECKS - CAPACITY)
         assert sorted(answer["remaining"] for answer in allowed) == list(range(CAPACITY))
-        assert all(answer == {"allowed": True, "remaining": answer["remaining"], "retry_after_s": 0} for answer in allowed)
+        assert all(
+            answer == {"allowed": True, "remaining": answer["remaining"], "retry_after_s": 0} for answer in allowed
+        )
         for answer in denied:
             assert answer.json()["allowed"] is False
             assert int(answer.headers["retry-after"]) >= 1

@@ -53,7 +53,7 @@ def test_sessions_are_listed_newest_first_in_pages_that_neither_repeat_nor_miss_
     made = [id_of(new_session(demo, user_id=user)) for _ in range(7)]
     listed: list[str] = []
     while True:
-        query = {"user_id": user, "limit": 3} | ({"after": listed[-1]} if listed else {})
+        query: dict[str, Any] = {"user_id": user, "limit": 3} | ({"after": listed[-1]} if listed else {})
         page = ok(demo.get("/chat/sessions", params=query))
         listed += [session["id"] for session in page["sessions"]]
         if not page["has_more"]:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from sqlite_utils import Database
 
 from actors.runtime import InvalidArgument, sqlite
+from actors.runtime.connection import ObjectConnection
 from actors.runtime.object_id import STEM_BYTES_MAX, ObjectId
 
 
-def create_table(database: Database) -> None:
-    database.execute("CREATE TABLE t (a)")
+def create_table(connection: ObjectConnection) -> None:
+    connection.run_own("CREATE TABLE t (a)")
 
 
 TEMPLATE = sqlite.prepare_template(create_table)

@@ -33,6 +33,8 @@ STATUSES: list[tuple[Exception, int, str | None]] = [
     (objects.ObjectFailed(INSIDE, INSIDE, INSIDE), 500, None),
     (objects.RequestReused(INSIDE, INSIDE), 500, None),
     (objects.SchemaTooNew(INSIDE, INSIDE, INSIDE), 500, None),
+    (objects.StatementRefused(INSIDE, INSIDE, INSIDE), 500, None),
+    (objects.ClassesRefused(INSIDE, INSIDE, INSIDE, INSIDE), 500, None),
     (objects.ObjectError(INSIDE), 500, None),
     (objects.DurableError(INSIDE), 500, None),
     (service.Unauthorized(), 401, None),

@@ -1,0 +1,196 @@
+"""How do statements reach an object's database, the author's and the runtime's?
+
+An `ObjectConnection` runs an author's statements under an `Authorizer`, whether they come through `run` or through
+`sqlite_utils`, and says what was refused and why. The runtime's own go through `run_own` and may do anything.
+
+A prepared statement is kept by its text and not asked about again. So the runtime's carry a secret: no author's
+statement has the same text, and gets what was prepared for the runtime.
+
+The driver can't set SQLite's own limits. Sizes are checked where values come in; what a statement makes of them
+(`zeroblob`, `||`, `group_concat`) is limited by SQLite's default of 1 GB, and the depth of its expressions likewise.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from sqlite_utils.utils import sqlite3
+
+from actors.runtime.authorizer import Authorizer
+from actors.runtime.errors import InvalidArgument, ObjectReset, StatementRefused
+
+#: One bound value. Larger ones belong into files: each read of one blocks all objects of the host.
+VALUE_BYTES_MAX = 16 * 1024 * 1024
+#: Elements of at most 8 bytes: what has fewer than these fits, whatever they are.
+_FITS = VALUE_BYTES_MAX // 8
+
+_SQLITE_TOOBIG = 18
+
+# As a tuple: a union would be made anew for each value.
+_SIZED = (str, bytes, bytearray, memoryview)
+_NO_BINDS: tuple[Any, ...] = ()
+_Failures = (sqlite3.Error, UnicodeEncodeError, OverflowError)
+
+
+class ObjectConnection(sqlite3.Connection):
+    """A connection that is an object's from `guard` on."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._object_key = ""
+        self._authorizer = Authorizer()
+        self._secret = f" -- {secrets.token_hex(8)}"
+        # Made once for each, a text keeps the hash that the driver finds its prepared statement by.
+        self._own_texts: dict[str, str] = {}
+        #: A transaction is open, or ought to be.
+        self.in_turn = False
+        #: What ended the transaction before its time. Nothing runs any more: it would be committed by itself.
+        self.lost: Exception | None = None
+
+    def guard(self, object_key: str) -> None:
+        self._object_key = object_key
+        super().set_authorizer(self._authorizer)
+
+    # -- statements
+
+    def run(self, query: str, binds: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Runs one statement of the author and returns its rows.
+
+        Raises:
+            StatementRefused: the statement would do what is the runtime's.
+            InvalidArgument: a value that SQLite can't hold.
+            ObjectReset: an earlier statement ended the transaction.
+        """
+        self.admit(query, binds)
+        try:
+            # Not `self.execute`: that goes through the cursor below, for twice the price.
+            rows: list[tuple[Any, ...]] = sqlite3.Cursor(self).execute(query, binds).fetchall()
+        except _Failures as error:
+            self.explain(error)
+        return rows
+
+    def run_own(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
+        """Runs one statement of the runtime and returns its rows.
+
+        Raises:
+            InvalidArgument: a value that SQLite can't hold.
+        """
+        text = self._own_texts.get(query)
+        if text is None:
+            text = self._own_texts[query] = query + self._secret
+        authorizer = self._authorizer
+        authorizer.refused = None
+        authorizer.trusted = True
+        try:
+            rows: list[tuple[Any, ...]] = sqlite3.Cursor(self).execute(text, binds).fetchall()
+        except _Failures as error:
+            self.explain(error)
+        finally:
+            authorizer.trusted = False
+        return rows
+
+    def admit(self, query: str, binds: Any) -> None:
+        self._authorizer.statement = query
+        self._authorizer.refused = None
+        for value in binds:
+            if isinstance(value, _SIZED) and len(value) > _FITS:
+                _require_size(value)
+
+    def explain(self, error: Exception) -> NoReturn:
+        """Raises what an error of the driver means, or the error itself."""
+        if isinstance(error, UnicodeEncodeError):
+            # These two come out of JSON, so that clients can send them.
+            raise InvalidArgument("value", error.object, "must be text without lone surrogates") from error
+        if isinstance(error, OverflowError):
+            raise InvalidArgument("value", "a larger one", "a whole number must fit into 64 bits") from error
+        if self.lost is not None:
+            raise ObjectReset(self._object_key, f"its transaction was ended by: {self.lost}") from error
+        if self._authorizer.refused is not None:
+            raise StatementRefused(self._object_key, *self._authorizer.refused) from error
+        if getattr(error, "sqlite_errorcode", None) == _SQLITE_TOOBIG:
+            raise InvalidArgument(
+                "value", "a larger one", "text, blob or row is larger than SQLite can hold"
+            ) from error
+        if self.in_turn and not self.in_transaction:
+            # By an OR ROLLBACK or RAISE (ROLLBACK), or by SQLite itself, on a disk that failed.
+            self.lost = error
+            super().set_authorizer(_refuse_all)
+        raise error
+
+    # -- what sqlite-utils, and authors who know the driver, use
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(factory or AuthorsCursor)
+
+    def commit(self) -> None:
+        try:
+            super().commit()
+        except sqlite3.Error as error:
+            self.explain(error)
+
+    def rollback(self) -> None:
+        try:
+            super().rollback()
+        except sqlite3.Error as error:
+            self.explain(error)
+
+    def set_authorizer(self, authorizer_callback: object) -> NoReturn:
+        raise StatementRefused(self._object_key, "set an authorizer", "the runtime's is the one that counts")
+
+    def enable_load_extension(self, enable: bool, /) -> NoReturn:
+        raise StatementRefused(self._object_key, "load extensions", "they are native code, and would run in its host")
+
+    def blobopen(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise StatementRefused(self._object_key, "open a blob", "it would get around the authorizer")
+
+    #: The same in pysqlite3.
+    open_blob = blobopen
+
+
+class AuthorsCursor(sqlite3.Cursor):
+    """What `execute` of a connection goes through. Refuses, and says why, as `ObjectConnection.run` does."""
+
+    connection: ObjectConnection
+
+    def execute(self, sql: str, parameters: Any = _NO_BINDS, /) -> Any:
+        self.connection.admit(sql, parameters.values() if isinstance(parameters, Mapping) else parameters)
+        try:
+            return super().execute(sql, parameters)
+        except _Failures as error:
+            self.connection.explain(error)
+
+    def executemany(self, sql: str, seq_of_parameters: Iterable[Any], /) -> Any:
+        try:
+            return super().executemany(sql, self._admitted(sql, seq_of_parameters))
+        except _Failures as error:
+            self.connection.explain(error)
+
+    def executescript(self, sql_script: str, /) -> Any:
+        self.connection.admit(sql_script, _NO_BINDS)
+        try:
+            return super().executescript(sql_script)
+        except _Failures as error:
+            self.connection.explain(error)
+
+    def _admitted(self, sql: str, rows: Iterable[Any]) -> Iterator[Any]:
+        self.connection.admit(sql, _NO_BINDS)
+        for row in rows:
+            self.connection.admit(sql, row.values() if isinstance(row, Mapping) else row)
+            yield row
+
+
+def _refuse_all(*_: object) -> int:
+    return sqlite3.SQLITE_DENY
+
+
+def _require_size(value: str | bytes | bytearray | memoryview) -> None:
+    if isinstance(value, str):
+        size_bytes = len(value.encode(errors="surrogatepass"))
+    elif isinstance(value, memoryview):
+        size_bytes = value.nbytes
+    else:
+        size_bytes = len(value)
+    if size_bytes > VALUE_BYTES_MAX:
+        raise InvalidArgument("value", f"{size_bytes} bytes", f"must take at most {VALUE_BYTES_MAX} bytes")

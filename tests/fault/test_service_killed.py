@@ -1,0 +1,149 @@
+"""Is everything that was acknowledged still there when every process of the service was killed at once?
+
+The service is started by itself for this, and killed by `kill -9` while clients write to it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.calls import contents, found_by, ingest, new_session, ok, pdf, say, unique, upload
+from tests.integration.conftest import Service, free_port
+
+#: Two starts of the whole service, on a machine that may do other things as well.
+TIMEOUT_S = 600
+KEYS = ("sk-demo", "sk-acme")
+#: Written before the kill comes, so that it comes in the middle.
+ACKNOWLEDGED_FIRST = 30
+
+
+@pytest.fixture(scope="module")
+def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("killed"), free_port())
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+class Writer:
+    """Does one thing again and again until the service is gone, and remembers what was acknowledged."""
+
+    def __init__(self, write: Callable[[int], httpx.Response]) -> None:
+        self._write = write
+        self.answers: list[dict[str, Any]] = []
+
+    def run(self, enough: threading.Event) -> None:
+        while True:
+            try:
+                response = self._write(len(self.answers))
+            except httpx.TransportError:
+                return
+            if response.status_code >= 500:
+                return  # HAProxy outlived for a moment what stands behind it
+            assert response.is_success, response.text
+            self.answers.append(response.json())
+            if len(self.answers) >= ACKNOWLEDGED_FIRST:
+                enough.set()
+
+
+def write_until_killed(service: Service, writers: list[Writer]) -> None:
+    enough = [threading.Event() for _ in writers]
+    with concurrent.futures.ThreadPoolExecutor(len(writers)) as threads:
+        running = [threads.submit(writer.run, event) for writer, event in zip(writers, enough, strict=True)]
+        for event in enough:
+            assert event.wait(timeout=60)
+        assert service.kill() > 5
+        for one in running:
+            one.result(timeout=60)
+
+
+def appender(client: httpx.Client, session: str) -> Writer:
+    return Writer(lambda n: client.post(f"{session}/messages", json={"role": "user", "content": f"under fire {n}"}))
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+def test_after_a_kill_of_every_process_and_a_restart_all_that_was_acknowledged_is_there(own_service: Service) -> None:
+    service = own_service
+    tag = unique("kept")
+    sessions: dict[str, str] = {}
+    for key in KEYS:
+        with service.client(key) as client:
+            sessions[key] = new_session(client, title=f"of {key}", user_id=tag, metadata={"k": "v"})
+            for number in range(5):
+                say(client, sessions[key], f"quiet {number}")
+    with service.client("sk-demo") as demo:
+        ingest(demo, {"id": tag, "title": "Kept", "text": f"The {tag} bell was cast in bronze.", "metadata": {"n": 1}})
+        upload(demo, (f"{tag}.pdf", pdf(f"The {tag} tower has 199 steps."), "application/pdf"))
+        ok(demo.put(f"/kv/{tag}", json={"value": {"kept": True}}))
+        answer = ok(demo.post("/chat", json={"message": "Say hello.", "stream": False, "max_tokens": 4}))
+        before = ok(demo.get(sessions["sk-demo"]))
+    with service.client("sk-small") as small:
+        small.headers["x-client"] = tag
+        ok(small.post("/ratelimit/check", json={"cost": 7}))
+
+    with service.client("sk-demo") as one, service.client("sk-acme") as other, service.client("sk-demo") as third:
+        writers = [
+            appender(one, sessions["sk-demo"]),
+            appender(other, sessions["sk-acme"]),
+            Writer(lambda number: third.put(f"/kv/{tag}/{number}", json={"value": number})),
+            Writer(lambda number: third.post("/chat/sessions", json={"title": f"{tag} {number}"})),
+        ]
+        write_until_killed(service, writers)
+    appended = dict(zip(KEYS, writers, strict=False))
+    values, created = writers[2:]
+
+    service.start()
+
+    for key in KEYS:
+        with service.client(key) as client:
+            said = contents(client, sessions[key], limit=1000)
+            acknowledged = appended[key].answers
+            # One more may have been written, and its acknowledgement lost.
+            assert len(said) - 5 - len(acknowledged) in (0, 1)
+            assert said == [f"quiet {n}" for n in range(5)] + [f"under fire {n}" for n in range(len(said) - 5)]
+            assert [one["id"] for one in acknowledged] == list(range(6, 6 + len(acknowledged)))
+            assert say(client, sessions[key], "after") == len(said) + 1
+            listed = ok(client.get("/chat/sessions", params={"user_id": tag}))["sessions"]
+            assert [session["title"] for session in listed] == [f"of {key}"]
+    with service.client("sk-demo") as demo:
+        for number, value in enumerate(values.answers):
+            assert ok(demo.get(f"/kv/{tag}/{number}")) == value
+        for session in created.answers:
+            assert ok(demo.get(f"/chat/sessions/{session['id']}")) == session
+        assert ok(demo.get(f"/kv/{tag}"))["value"] == {"kept": True}
+        assert ok(demo.get(sessions["sk-demo"])) | {"last_active_at": 0, "message_count": 0} == before | {
+            "last_active_at": 0,
+            "message_count": 0,
+        }
+        assert contents(demo, f"/chat/sessions/{answer['session_id']}") == ["Say hello.", answer["text"]]
+        assert found_by(demo, f"what is the {tag} bell made of?", filter={"n": 1}) == [tag]
+        assert f"{tag}.pdf" in found_by(demo, f"how many steps has the {tag} tower?")
+        assert ok(demo.post("/chat", json={"message": "Say hello.", "stream": False, "max_tokens": 2}))["text"]
+    with service.client("sk-small") as small:
+        small.headers["x-client"] = tag
+        assert ok(small.get("/ratelimit/usage"))["remaining"] == 13
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+def test_a_stopped_service_leaves_no_process_and_starts_again_on_its_data(own_service: Service) -> None:
+    service = own_service
+    with service.client() as client:
+        session = new_session(client, title="kept")
+        say(client, session, "before")
+    processes = service.processes()
+    service.stop()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+    service.start()
+    with service.client() as client:
+        assert contents(client, session) == ["before"]
+        assert say(client, session, "after") == 2

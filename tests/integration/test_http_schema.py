@@ -1,0 +1,59 @@
+"""Does any input that the interface's own description allows, or nearly allows, make the service fail?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+from tests.integration.conftest import Service
+from tests.integration.test_http_access import ROUTES
+
+#: Of inputs as described, and as many again of others.
+EXAMPLES = 20
+#: An answer of the model takes the longest.
+REQUEST_TIMEOUT_S = 60.0
+OPERATIONS = [(method, path, mode) for method, path, _ in ROUTES for mode in GenerationMode]
+#: These take no input that could be wrong.
+OPERATIONS += [("GET", path, GenerationMode.POSITIVE) for path in ("/healthz", "/readyz")]
+
+
+@pytest.fixture(scope="module")
+def interface(service: Service) -> Any:
+    return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), OPERATIONS)
+def test_no_input_makes_the_service_fail(interface: Any, method: str, path: str, mode: GenerationMode) -> None:
+    cases = interface[path][method].as_strategy(generation_mode=mode)
+
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=cases)
+    def send(case: Any) -> None:
+        if path == "/chat" and isinstance(case.body, dict):
+            _make_cheap(case.body)
+        response = case.call(headers={"Authorization": "Bearer sk-demo"}, timeout=REQUEST_TIMEOUT_S)
+        checks = [not_a_server_error, content_type_conformance, response_schema_conformance]
+        case.validate_response(response, checks=checks)
+
+    send()
+
+
+def _make_cheap(question: dict[str, Any]) -> None:
+    """What is asked is for the interface to judge; a long answer would only take the model's time."""
+    asked_for = question.get("max_tokens")
+    if asked_for is None or (isinstance(asked_for, int) and asked_for > 1):
+        question["max_tokens"] = 1
+    if question.get("retrieve", True) is True:
+        question["retrieve"] = False  # or it would read passages before it answers
