@@ -21,7 +21,7 @@ from typing import NamedTuple
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, InvalidArgument, read
+from actors.runtime import DurableObject, InvalidArgument, idempotent, read
 
 #: What "never" is in seconds: a cost above the capacity, or a bucket that gains nothing.
 RETRY_AFTER_MAX_S = 86_400.0
@@ -108,6 +108,7 @@ class TokenBucket(DurableObject):
         """What the bucket holds now."""
         return refill(self._state(), limit, self.clock.now())
 
+    @idempotent
     def reset(self) -> None:
         """Fills the bucket, by forgetting it."""
         self.storage.delete_all()

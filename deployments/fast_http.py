@@ -76,6 +76,10 @@ def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str,
         # The 30 s default is for load balancers outside the cluster; here it would only make stopping take 30 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # A call to an actor that was lost fails only when Ray has waited this long for word of its end, and looked at
+        # the next heartbeat whether it has: by default 1 to 2 s together, as long as an object host takes to restart.
+        "RAY_timeout_ms_task_wait_for_death_info": "200",
+        "RAY_core_worker_internal_heartbeat_ms": "100",
         # The variable behind `runtime_env={"worker_process_setup_hook": …}`. Given here it holds for every worker, and
         # spares each actor a runtime environment of its own, which would keep it from using Ray's ready workers.
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "deployments.loopback.install",

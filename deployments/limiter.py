@@ -6,8 +6,9 @@ user, a header, or several of them together.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from actors import ObjectReset, Objects, TokenBucket
@@ -21,7 +22,9 @@ USER_HEADER = "x-user-id"
 #: A longer name is replaced by its hash: file names are bounded, and one character may take three there.
 CLIENT_CHARS_MAX = 56
 #: A bucket whose host is restarting is asked again this often. A lost try may have taken tokens; none gives any.
-CHECK_TRIES_MAX = 4
+CHECK_TRIES_MAX = 8
+#: Before the second try; doubled with each. Together they outlast a restart, which takes one to two seconds.
+CHECK_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +49,18 @@ class Usage:
 class Limiter:
     """Checks clients against their buckets."""
 
-    def __init__(self, objects: Objects, tenants: Mapping[str, TenantConfig]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        tenants: Mapping[str, TenantConfig],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._buckets = objects.namespace(TokenBucket)
         self._parts = {name: tenant.limits.client_key for name, tenant in tenants.items()}
         self._limits = {
             name: Limit(tenant.limits.refill_per_second, tenant.limits.capacity) for name, tenant in tenants.items()
         }
+        self._sleep = sleep
 
     def client_of(self, requester: Requester) -> str:
         """The client's name: the parts that the tenant chose, each encoded so that none can pose as two.
@@ -85,12 +94,14 @@ class Limiter:
         """Takes `cost` tokens from the client's bucket if they are there."""
         tenant = requester.principal.tenant
         bucket = self._buckets.get(tenant, self.client_of(requester))
-        for tries_left in reversed(range(CHECK_TRIES_MAX)):
+        for tried in range(CHECK_TRIES_MAX):
+            if tried:
+                await self._sleep(CHECK_PAUSE_S * 2 ** (tried - 1))
             try:
                 decision: Decision = await bucket.check(cost, self._limits[tenant])
                 return decision
             except ObjectReset:
-                if not tries_left:
+                if tried + 1 == CHECK_TRIES_MAX:
                     raise
         raise AssertionError("the last try returns or raises")
 

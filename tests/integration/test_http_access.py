@@ -161,10 +161,12 @@ def test_documents_of_the_same_id_are_each_tenants_own(demo: httpx.Client, acme:
     ingest(acme, {"id": document_id, "title": "Of acme", "text": "The quarterly figures are confidential."})
     assert ok(demo.get(f"/documents/{document_id}"))["title"] == "Of demo"
     assert ok(acme.get(f"/documents/{document_id}"))["title"] == "Of acme"
-    for query in ("quokka colony on the island", "confidential quarterly figures"):
+    for query, asked_for in (("quokka colony on the island", "Of demo"), ("confidential quarterly figures", "Of acme")):
         for client, title in ((demo, "Of demo"), (acme, "Of acme")):
             results = ok(client.post("/search", json={"query": query, "top_k": 50}))["results"]
-            assert {result["title"] for result in results if result["document_id"] == document_id} == {title}
+            titles = {result["title"] for result in results if result["document_id"] == document_id}
+            # The other tenant's own document is about something else, and may be among its best 50 or not.
+            assert titles == {title} or (title != asked_for and not titles)
 
     assert demo.delete(f"/documents/{document_id}").status_code == 204
     assert ok(acme.get(f"/documents/{document_id}"))["title"] == "Of acme"

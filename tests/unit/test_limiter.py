@@ -34,10 +34,14 @@ def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects.close()
 
 
+async def _no_pause(_: float) -> None:
+    """The host is back at once."""
+
+
 def _limiter(objects: FailingObjects, *client_key: str, capacity: float = 5, refill_per_second: float = 0) -> Limiter:
     limits = TenantLimits(capacity=capacity, refill_per_second=refill_per_second, client_key=client_key or ("api_key",))
     names = ("acme", "demo", "t" * 63)
-    return Limiter(objects, {name: tenant(name, limits=limits) for name in names})
+    return Limiter(objects, {name: tenant(name, limits=limits) for name in names}, sleep=_no_pause)
 
 
 def _requester(
