@@ -16,6 +16,7 @@ from actors.runtime import class_history
 from actors.runtime.class_migration import ClassMigration
 from actors.runtime.host import HostSettings
 from actors.runtime.placement import Cluster
+from actors.runtime.slot import record_slots
 from configs.class_migrations import load_class_history
 from configs.loading import load_service, load_tenants
 from configs.service import ServiceConfig
@@ -86,7 +87,9 @@ def check_data() -> None:
 
     Raises:
         ClassesRefused: the history of classes does not fit the code or the data.
+        InvalidArgument: the data was made with another number of slots.
     """
+    record_slots(_config.data_dir, _config.objects.slots)
     class_history.check(_config.data_dir, _history, [durable_class.__name__ for durable_class in CLASSES])
 
 

@@ -20,6 +20,11 @@ PAGE_MAX = 100
 MATCHES_MAX = 200
 #: Words of a query that are looked for; a longer one is a text, and its first words say what it is about.
 QUERY_WORDS_MAX = 32
+#: Words of a query that a chunk needs at most, however long the query is.
+WORDS_NEEDED_MAX = 3
+#: A word that so large a part of all chunks holds tells none apart, once there are enough of them to say so.
+COMMON_SHARE = 0.25
+COMMON_CHUNKS_MIN = 12
 WHERE_FIELDS_MAX = 32
 # A letter may be written as a plain one and combining accents; the index takes both for the same.
 _WORD = re.compile(r"[\w\u0300-\u036f]+")
@@ -188,7 +193,10 @@ class DocumentIndex(DurableObject):
 
     @read
     def match(self, query: str, *, limit: int = 50, where: Mapping[str, Scalar] | None = None) -> list[str]:
-        """The ids of the chunks that hold words of `query`, best first by BM25.
+        """The ids of the chunks that hold enough words of `query`, best first by BM25.
+
+        Enough is half of those that tell chunks apart, `WORDS_NEEDED_MAX` at most. One word in common is no answer to a
+        question, and words that are everywhere, such as "the" in English, are in every question.
 
         Args:
             where: what the document's metadata must hold.
@@ -198,17 +206,20 @@ class DocumentIndex(DurableObject):
         """
         if where and len(where) > WHERE_FIELDS_MAX:
             raise InvalidArgument("where", f"{len(where)} fields", f"must name at most {WHERE_FIELDS_MAX}")
-        words = _WORD.findall(query)[:QUERY_WORDS_MAX]
+        words, needed = self._telling_words(query)
         if not words:
             return []
-        # Each word quoted, so that none is an operator of the query language.
-        expression = " OR ".join(f'"{word}"' for word in words)
+        one_word = "SELECT rowid AS number FROM chunk_words WHERE chunk_words MATCH ?"
         condition, binds = _condition(where)
         rows = self.storage.sql(
-            "SELECT chunk.id FROM chunk_words JOIN chunk ON chunk.number = chunk_words.rowid"  # noqa: S608  no values
-            f" JOIN document ON document.id = chunk.document_id WHERE chunk_words MATCH ?{condition}"
-            " ORDER BY bm25(chunk_words) LIMIT ?",
-            expression,
+            f"WITH held AS ({' UNION ALL '.join([one_word] * len(words))}),"  # noqa: S608  no values
+            " enough AS (SELECT number FROM held GROUP BY number HAVING count(*) >= ?)"
+            " SELECT chunk.id FROM chunk_words JOIN chunk ON chunk.number = chunk_words.rowid"
+            " JOIN document ON document.id = chunk.document_id WHERE chunk_words MATCH ?"
+            f" AND chunk_words.rowid IN enough{condition} ORDER BY bm25(chunk_words) LIMIT ?",
+            *words,
+            needed,
+            " OR ".join(words),
             *binds,
             max(1, min(limit, MATCHES_MAX)),
         )
@@ -241,6 +252,24 @@ class DocumentIndex(DurableObject):
         """Grows with every change, so that what was found before can be told from what would be found now."""
         ((number,),) = self.storage.sql("SELECT number FROM revision")
         return int(number)
+
+    def _telling_words(self, query: str) -> tuple[list[str], int]:
+        """The words of a query that are here and not everywhere, and how many of them a chunk needs.
+
+        Each is quoted, so that none is an operator of the query language.
+        """
+        asked = dict.fromkeys(f'"{word}"' for word in _WORD.findall(query)[:QUERY_WORDS_MAX])
+        ((chunks,),) = self.storage.sql("SELECT count(*) FROM chunk")
+        holding = {
+            word: self.storage.sql("SELECT count(*) FROM chunk_words WHERE chunk_words MATCH ?", word)[0][0]
+            for word in asked
+        }
+        common_from = chunks * COMMON_SHARE if chunks >= COMMON_CHUNKS_MIN else chunks + 1
+        telling = [word for word, held_by in holding.items() if held_by < common_from]
+        present = [word for word in telling if holding[word]]
+        if not telling:  # nothing but common words: then those are meant
+            telling = present = [word for word, held_by in holding.items() if held_by]
+        return present, min(max(1, len(telling) // 2), WORDS_NEEDED_MAX)
 
     def _remove_chunks(self, document_id: str) -> list[str]:
         rows = self.storage.sql("DELETE FROM chunk WHERE document_id = ? RETURNING id", document_id)

@@ -29,7 +29,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from actors.runtime import class_history, host
 from actors.runtime.call import Call, HostLost, HostRetired, Reply
 from actors.runtime.class_migration import names_in
-from actors.runtime.errors import ClassesRefused, ObjectOverloaded, SlotOwned
+from actors.runtime.errors import ClassesRefused, InvalidArgument, ObjectOverloaded, SlotOwned
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec
@@ -136,14 +136,13 @@ class Control:
     """
 
     def __init__(self, cluster: Cluster) -> None:
-        record_slots(cluster.data_dir, cluster.settings.slots)
         self._cluster = cluster
         self._dedicated: dict[ObjectId, ActorHandle] = {}
         self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)
         self._reaper: asyncio.Task[None] | None = None
         self._making_room = asyncio.Lock()
         self._pool: list[ActorHandle] = []
-        self._refusal: ClassesRefused | SlotOwned | None = None
+        self._refusal: ClassesRefused | InvalidArgument | SlotOwned | None = None
         self._begin(ACQUIRE_WAIT_S)
 
     def _begin(self, wait_s: float) -> None:
@@ -152,6 +151,7 @@ class Control:
         context = ray.get_runtime_context()
         try:
             # Looked at before anything ends: a deployment that can't run leaves the one that does alone.
+            record_slots(cluster.data_dir, cluster.settings.slots)
             class_history.check(cluster.data_dir, cluster.history, names)
             # By the name it was given: the files behind the fingerprint may have changed since.
             self._end_older_deployment(context.get_actor_name())
@@ -163,7 +163,7 @@ class Control:
                 owner=f"a migration of classes (Ray session {context.get_session_name()})",
                 wait_s=wait_s,
             )
-        except (ClassesRefused, SlotOwned) as refusal:
+        except (ClassesRefused, InvalidArgument, SlotOwned) as refusal:
             # Not raised: an actor whose constructor fails is dead for good, and nobody would learn why.
             logger.error("cannot start the pool: %s", refusal)
             self._refusal = refusal

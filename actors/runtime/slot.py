@@ -18,7 +18,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
-from actors.runtime.errors import SlotOwned
+from actors.runtime.errors import InvalidArgument, SlotOwned
 from actors.runtime.folder import make_folder, sync_folder
 
 OWNER_BYTES_MAX = 200
@@ -93,7 +93,7 @@ def record_slots(data_dir: Path, slots: int) -> None:
     """Records the number of slots for ever: another number would look for every object in the wrong place.
 
     Raises:
-        ValueError: the data directory was made with another number.
+        InvalidArgument: the data directory was made with another number.
     """
     path = data_dir / "objects" / "slots"
     make_folder(path.parent)
@@ -106,4 +106,4 @@ def record_slots(data_dir: Path, slots: int) -> None:
             sync_folder(path.parent)
     recorded = path.read_text()
     if recorded != str(slots):
-        raise ValueError(f"objects.slots: {data_dir} was made with {recorded} slots and keeps them (got {slots})")
+        raise InvalidArgument("objects.slots", slots, f"{data_dir} was made with {recorded} slots and keeps them")

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from sqlite_utils.utils import sqlite3
 
 from actors import DocumentIndex, InvalidArgument, LocalBackend
-from actors.document_index import MATCHES_MAX, PAGE_MAX, QUERY_WORDS_MAX, WHERE_FIELDS_MAX, NewChunk, Scalar
+from actors.document_index import (
+    COMMON_CHUNKS_MIN,
+    MATCHES_MAX,
+    PAGE_MAX,
+    QUERY_WORDS_MAX,
+    WHERE_FIELDS_MAX,
+    NewChunk,
+    Scalar,
+)
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
@@ -330,7 +338,7 @@ async def test_operators_and_quotes_in_a_query_are_harmless(index: Stub[Document
         "rays AND sharks",
         "NOT rays",
         "rays NOT rays",
-        "NEAR(rays sharks, 1)",
+        "NEAR(rays, 1)",
         "heading:rays",
         "-rays",
         "^rays",
@@ -484,3 +492,16 @@ async def test_indexes_of_two_tenants_share_nothing(tmp_path: Path) -> None:
     await _put(globex, "d1", "other")
     assert await acme.match("secret") == ["d1.1.0"]
     backend.close()
+
+
+async def test_one_word_in_common_is_no_answer_to_a_question(index: Stub[DocumentIndex]) -> None:
+    await _put(index, "d1", "It did give notice of its terms.")
+    await _put(index, "d2", "The doctor will give the medicine.")
+    assert await index.match("which medicine did the doctor give?") == ["d2.1.0"]
+
+
+async def test_words_that_are_everywhere_tell_nothing_apart(index: Stub[DocumentIndex]) -> None:
+    for number in range(COMMON_CHUNKS_MIN):
+        await _put(index, f"d{number}", f"the terms of the contract {'with sharks' if number == 7 else 'at large'}")
+    assert await index.match("what of the sharks?") == ["d7.1.0"]
+    assert len(await index.match("the")) == COMMON_CHUNKS_MIN
