@@ -27,6 +27,7 @@ from configs.tenant import TenantConfig
 from deployments import prompt
 from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, TextDelta
+from deployments.documents import source_of
 from deployments.errors import ModelError, ModelUnavailable, ServiceError
 from deployments.prompt import Prompt
 from deployments.question import Question, TurnEvent, TurnEventType
@@ -154,7 +155,7 @@ class Chat:
             found = await self._search.find.remote(question.tenant, question.message, top_k=question.top_k)
             passages = found.passages
         made = self._prompt(question, history["messages"], passages)
-        sources = [_source(passage) for passage in made.passages]
+        sources = [source_of(passage) for passage in made.passages]
         turn.add("sources", {"sources": sources})
 
         request = ChatRequest(
@@ -242,18 +243,6 @@ class Chat:
         """What the client asks for, and no more than the tenant may."""
         tenant_max = self._tenants[question.tenant].model.max_tokens
         return min(question.max_tokens or tenant_max, tenant_max)
-
-
-def _source(passage: Passage) -> dict[str, Any]:
-    """What a client is shown of a passage that the model was given: enough to find and quote it."""
-    return {
-        "document_id": passage["document_id"],
-        "chunk_id": passage["id"],
-        "title": passage["title"],
-        "text": passage["text"],
-        "start": passage["start"],
-        "end": passage["end"],
-    }
 
 
 def _known(error: Exception) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from actors.document_index import Passage, Scalar
 
@@ -39,3 +39,15 @@ class Found(NamedTuple):
 
     passages: list[Passage]
     cached: bool
+
+
+def source_of(passage: Passage) -> dict[str, Any]:
+    """What a client is shown of a passage: enough to find and quote it, and nothing of how it was ranked."""
+    return {
+        "document_id": passage["document_id"],
+        "chunk_id": passage["id"],
+        "title": passage["title"],
+        "text": passage["text"],
+        "start": passage["start"],
+        "end": passage["end"],
+    }

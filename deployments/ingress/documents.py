@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from actors import DocumentIndex, InvalidArgument, ObjectNotFound
-from deployments.documents import INDEX_NAME, Found, Ingested, NewDocument
+from deployments.documents import INDEX_NAME, Found, Ingested, NewDocument, source_of
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, DocumentId, DocumentMetadata, Limit, Text, Title, TopK
@@ -136,16 +136,5 @@ async def search(request: Request, caller: Caller, body: NewSearch) -> Response:
     if len(body.query) > services.config.limits.query_chars_max:
         raise InvalidArgument("query", body.query, f"has more than {services.config.limits.query_chars_max} characters")
     found: Found = await services.search.find.remote(caller.tenant, body.query, top_k=body.top_k, where=body.filter)
-    results = [
-        {
-            "document_id": passage["document_id"],
-            "chunk_id": passage["id"],
-            "title": passage["title"],
-            "text": passage["text"],
-            "start": passage["start"],
-            "end": passage["end"],
-            "metadata": passage["metadata"],
-        }
-        for passage in found.passages
-    ]
+    results = [{**source_of(passage), "metadata": passage["metadata"]} for passage in found.passages]
     return reply({"results": results, "cached": found.cached})
