@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SCRIPT = Path(__file__).with_name("tiny_service.py")
 BANNER = "the tiny service is up"
 START_WITHIN_S = 120.0
 END_WITHIN_S = 60.0
+LOOK_FOR_S = 20.0
 
 
 class Started:
@@ -118,12 +120,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         started.end()
 
 
-def test_the_application_answers_behind_haproxy(service: Started) -> None:
+def test_the_application_answers(service: Started) -> None:
     assert service.ask() == "tiny"
-    assert named("haproxy", service.tree())
 
 
-def test_every_process_listens_on_loopback_only(service: Started) -> None:
+def listeners(service: Started) -> set[tuple[str, str, int]]:
+    """Name, address and port of everything that the service's processes listen on."""
     listening: set[tuple[str, str, int]] = set()
     for process in service.tree():
         # Ray ends workers that it has no use for at any time; one that is gone listens nowhere.
@@ -133,6 +135,15 @@ def test_every_process_listens_on_loopback_only(service: Started) -> None:
                 for connection in process.net_connections("tcp")
                 if connection.status == psutil.CONN_LISTEN
             }
+    return listening
+
+
+def test_every_process_listens_on_loopback_only(service: Started) -> None:
+    deadline_s = time.monotonic() + LOOK_FOR_S
+    listening = listeners(service)
+    # Serve reloads HAProxy now and then, which puts a new process in the place of the one that was found.
+    while service.port not in {port for _, _, port in listening} and time.monotonic() < deadline_s:
+        listening = listeners(service)
     assert {name for name, _, port in listening if port == service.port} == {"haproxy"}
     assert {ip for _, ip, _ in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, sorted(listening)
 
