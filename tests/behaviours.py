@@ -22,7 +22,7 @@ from tests.objects import Ledger, Notebook, Refusal, gate_in
 
 def call_of(stub: Stub[Any], method: str, *args: Any, request_id: str = "") -> Call:
     """A call as the stub would make it, with a request id of the test's choosing."""
-    return stub.id.class_name, stub.id.tenant, stub.id.name, method, pack_arguments(args, {}), request_id
+    return stub.id.class_name, stub.id.tenant, stub.id.name, method, pack_arguments(args, {}), request_id, None
 
 
 async def outcomes_of(*calls: Awaitable[Any]) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from actors.runtime.alarm import AlarmInfo
 from actors.runtime.errors import (
+    CallCycle,
     ClassesRefused,
     DurableError,
     InvalidArgument,
@@ -17,9 +19,11 @@ from actors.runtime.errors import (
     StatementRefused,
     StorageFull,
 )
-from actors.runtime.object import DurableObject, exactly_once, idempotent, read
+from actors.runtime.object import DurableObject, exactly_once, idempotent, interleaved, read
 
 __all__ = [
+    "AlarmInfo",
+    "CallCycle",
     "ClassesRefused",
     "DurableError",
     "DurableObject",
@@ -36,5 +40,6 @@ __all__ = [
     "StorageFull",
     "exactly_once",
     "idempotent",
+    "interleaved",
     "read",
 ]

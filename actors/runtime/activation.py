@@ -1,107 +1,140 @@
 """How do turns of one object follow each other?
 
-An `Activation` is one object as its host knows it: its mailbox, and, while it is resident, the instance with its open
-storage. Turns run in order of arrival and never overlap. Plain methods that wait together share one transaction, each
-behind a savepoint; their replies are held until it is committed.
+An `Activation` is one object as its host knows it: its mailbox, its gates, and, while it is resident, the instance with
+its open storage. Turns run in order of arrival and never overlap, but for methods that say so. Plain methods that wait
+together share one transaction, each behind a savepoint; their replies are held until it is committed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
+import inspect
 import logging
-import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from actors.runtime import sqlite
-from actors.runtime.call import RETURNED, Reply, failed, raised, returned, unpack_arguments
+from actors.runtime.alarm import RETRIES_MAX, AlarmInfo, retry_after_s
+from actors.runtime.alarms import AlarmIndex, key_of
+from actors.runtime.call import Reply, failed, raised, returned, unpack_arguments
 from actors.runtime.clock import Clock
-from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset, RequestReused
-from actors.runtime.object import DurableObject, MethodSpec, Repeat
+from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset
+from actors.runtime.gates import Gate
+from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
 from actors.runtime.object_id import ObjectId
-from actors.runtime.schema import REQUESTS_TABLE
+from actors.runtime.once import answer_once
+from actors.runtime.steps import StorageLost, require_unwritten, run_in_steps
 from actors.runtime.storage import Storage
+from actors.runtime.turn import PLAIN_TURN, Turn, TurnContext, context_of, current_turn
+from actors.runtime.watch import Watch
 
 logger = logging.getLogger("mobula.objects")
 
-#: How long a repeated request is recognised. Longer than any stub keeps retrying, by far.
-REQUESTS_KEPT_S = 86_400.0
-#: Expired requests are removed a few with each new one, so that no turn pays for a day's worth.
-_REQUESTS_PRUNED_PER_TURN = 4
-
 #: Raised to end a process, a generator or a task. Out of a method they end the turn, not the host with all its objects.
 _NOT_FOR_THE_HOST = (SystemExit, GeneratorExit, asyncio.CancelledError)
+_ALONE = MethodSpec(name="block_concurrency_while", function=lambda: None, is_async=True, repeat=Repeat.NEVER)
 
 
-class Turn:
-    """One call on its way through one object."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostServices:
+    """What a host gives to all its activations."""
 
-    __slots__ = ("_waiters", "arguments", "arrived_s", "held", "method", "reply", "request_id")
-
-    def __init__(self, method: MethodSpec, arguments: bytes, request_id: str, arrived_s: float) -> None:
-        self.method = method
-        self.arguments = arguments
-        self.request_id = request_id
-        self.arrived_s = arrived_s
-        #: What will be replied once the turn's writes are durable.
-        self.held: Reply | None = None
-        #: What may leave.
-        self.reply: Reply | None = None
-        self._waiters: list[asyncio.Future[Reply]] = []
-
-    def settle(self, reply: Reply) -> None:
-        if self.reply is not None:
-            return  # its host stopped, and said so
-        self.reply = reply
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(reply)
-
-    async def wait(self) -> Reply:
-        if self.reply is not None:
-            return self.reply
-        waiter: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        return await waiter
+    clock: Clock
+    alarms: AlarmIndex
+    watch: Watch
+    #: Makes the instance; raises whatever the author's code does.
+    open_object: Callable[[Activation], DurableObject]
+    #: Makes a transaction durable.
+    commit: Callable[[ObjectId, Storage], None]
+    #: Runs an activation's mailbox when something that kept it from running is over.
+    resume: Callable[[Activation], None]
+    #: From 0 to 1; spreads retries.
+    chance: Callable[[], float]
+    mailbox_age_max_s: float
+    #: An object that has run for so long lets others run.
+    slice_s: float
+    block_timeout_s: float
 
 
 class Activation:
-    """One object in its host. Not resident until `open` is called; may be closed and opened again between turns."""
+    """One object in its host. Not resident until its first turn; may be closed and opened again between turns."""
 
-    __slots__ = ("_clock", "_open", "_task", "_turn", "id", "instance", "last_used_s", "mailbox", "mailbox_bytes")
+    __slots__ = (
+        "_alone",
+        "_exclusive",
+        "_interleaved_waiting",
+        "_key",
+        "_mark",
+        "_running",
+        "_services",
+        "_waits_for_gate",
+        "_yielded",
+        "id",
+        "input",
+        "instance",
+        "last_used_s",
+        "mailbox",
+        "mailbox_bytes",
+        "output",
+    )
 
-    def __init__(self, object_id: ObjectId, open_object: Callable[[ObjectId], DurableObject], clock: Clock) -> None:
+    def __init__(self, object_id: ObjectId, services: HostServices) -> None:
         self.id = object_id
-        self._open = open_object
-        self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-        #: What the task runs.
-        self._turn: Turn | None = None
+        self._key = str(object_id)
+        self._mark = f"{object_id.class_name}\0{object_id.stem}\0".encode()
+        self._services = services
+        #: Async turns under way.
+        self._running: dict[Turn, asyncio.Task[None]] = {}
+        #: The one of them that others wait for.
+        self._exclusive: Turn | None = None
+        self._alone: set[asyncio.Task[Any]] = set()
         self.instance: DurableObject | None = None
         self.mailbox: deque[Turn] = deque()
         self.mailbox_bytes = 0
-        self.last_used_s = clock.monotonic()
+        self._interleaved_waiting = 0
+        self._waits_for_gate = self._yielded = False
+        self.input = Gate()
+        self.output = Gate()
+        self.last_used_s = services.clock.monotonic()
 
     @property
     def idle(self) -> bool:
-        """No turn is running or waiting."""
-        return self._task is None and not self.mailbox
+        """No turn is running or waiting, and no reply is held back."""
+        return not (self.mailbox or self._running or self._alone) and self.input.is_open and self.output.is_open
 
     @property
-    def running(self) -> bool:
-        return self._task is not None
+    def runnable(self) -> bool:
+        """`run_waiting` would find something to run now."""
+        return bool(
+            self.mailbox
+            and not self._yielded
+            and self.input.is_open
+            and (self._exclusive is None or self._interleaved_waiting)
+        )
 
     def put(self, turn: Turn) -> None:
         self.mailbox.append(turn)
         self.mailbox_bytes += len(turn.arguments)
+        self._interleaved_waiting += turn.method.interleaved
 
-    def _take(self) -> Turn:
-        turn = self.mailbox.popleft()
+    def _take(self, turn: Turn) -> None:
+        if self.mailbox[0] is turn:
+            self.mailbox.popleft()
+        else:
+            self.mailbox.remove(turn)
         self.mailbox_bytes -= len(turn.arguments)
-        return turn
+        self._interleaved_waiting -= turn.method.interleaved
+
+    def _next(self) -> Turn | None:
+        """The turn that may run now."""
+        if self._exclusive is None:
+            return self.mailbox[0]
+        if self._interleaved_waiting:
+            return next(turn for turn in self.mailbox if turn.method.interleaved)
+        return None
 
     def close(self) -> None:
         """Lets the object hibernate: closes its file, and forgets the instance."""
@@ -111,53 +144,67 @@ class Activation:
                 instance.storage.close()
             except (sqlite.Error, OSError) as error:
                 # What was committed is in the WAL, and the next activation reads it there.
-                logger.warning("object=%s closing failed: %s", self.id, error)
+                logger.warning("object=%s closing failed: %s", self._key, error)
 
-    def abandon(self) -> None:
-        """Closes the object whatever it does. What runs and what waits is told that the host is stopping."""
-        stopping = raised(str(self.id), ObjectReset(str(self.id), "its host is stopping"))
-        if self._turn is not None:
-            self._turn.settle(stopping)
-        if self._task is not None and not self._task.get_loop().is_closed():
-            self._task.cancel()
-        while self.mailbox:
-            self._take().settle(stopping)
+    def abandon(self, reason: str) -> None:
+        """Closes the object whatever it does. What runs and what waits is told the reason."""
+        stopping = raised(self._key, ObjectReset(self._key, reason))
+        for turn, task in self._running.items():
+            turn.settle(stopping)
+            _cancel(task)
+        self._running.clear()
+        for alone in self._alone:
+            _cancel(alone)
+        self._refuse_waiting(stopping)
         self.close()
 
-    def run_waiting(self, age_max_s: float, resume: Callable[[Activation], None]) -> list[Turn]:
+    def _refuse_waiting(self, reply: Reply) -> None:
+        while self.mailbox:
+            turn = self.mailbox[0]
+            self._take(turn)
+            turn.settle(reply)
+
+    # -- turns
+
+    def run_waiting(self) -> list[Turn]:
         """Runs the plain methods at the head of the mailbox, in one transaction that is left open.
 
-        An async method at the head is started as a task, which calls `resume` when it has ended.
+        Async methods are started as tasks, which have the host resume when they end.
 
         Returns:
             The turns whose replies are held until `commit`; empty if there is nothing to commit.
         """
+        services = self._services
         held: list[Turn] = []
-        now_s = self._clock.monotonic()
-        while self.mailbox and self._task is None:
-            if held and self.mailbox[0].method.is_async:
-                break
-            turn = self._take()
-            if now_s - turn.arrived_s > age_max_s:
-                waited = f"the call waited longer than {age_max_s:g} s"
-                turn.settle(raised(str(self.id), ObjectOverloaded(str(self.id), waited, 1.0)))
-                continue
-            try:
+        now_s = services.clock.monotonic()
+        until_s = now_s + services.slice_s
+        outside = current_turn.set(PLAIN_TURN)
+        try:
+            while self.mailbox:
+                if not self.input.is_open:
+                    self._resume_when_open()
+                    break
+                turn = self._next()
+                if turn is None or (held and (turn.method.is_async or turn.is_alarm)):
+                    break
+                if self.instance is None and not self._activate(turn):
+                    continue
+                self._take(turn)
+                if (refusal := self._too_late(turn, now_s)) is not None:
+                    self._leave(turn, raised(self._key, refusal))
+                    continue
                 instance = self.instance
-                if instance is None:
-                    instance = self.instance = self._open(self.id)
-            except Exception as error:  # constructors and migrations are the author's code
-                turn.settle(raised(str(self.id), self._as_activation_error(error)))
-                continue
-            if turn.method.is_async:
-                self._turn = turn
-                self._task = asyncio.get_running_loop().create_task(self._run_async(instance, turn, resume))
-                break
-            if not self._run_plain(instance, turn, held):
-                break
-            if instance.storage.delete_requested:
-                break
-        self.last_used_s = self._clock.monotonic()
+                assert instance is not None
+                if turn.is_alarm or turn.method.is_async:
+                    self._start(instance, turn)
+                elif not self._run_plain(instance, turn, held) or instance.storage.delete_requested:
+                    break
+                if self.mailbox and services.clock.monotonic() >= until_s:
+                    self._yield()
+                    break
+        finally:
+            current_turn.reset(outside)
+        self.last_used_s = services.clock.monotonic()
         return held
 
     def commit(self, held: list[Turn]) -> None:
@@ -166,15 +213,86 @@ class Activation:
             return
         storage = self.instance.storage
         try:
-            storage.commit()
+            self._commit(storage)
         except DurableError as error:
-            self._reset(error, held)
+            self._reset(error, held, self.instance)
             return
         if storage.deleted:
             self.instance = None
         for turn in held:
             assert turn.held is not None
-            turn.settle(turn.held)
+            self._leave(turn, turn.held)
+
+    def _activate(self, turn: Turn) -> bool:
+        """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
+        try:
+            self.instance = self._services.open_object(self)
+        except Exception as error:  # constructors and migrations are the author's code
+            self._take(turn)
+            meaning = error if isinstance(error, DurableError) else None
+            meaning = meaning or ObjectFailed(self._key, type(error).__name__, f"activation failed: {error}")
+            self._leave(turn, raised(self._key, meaning))
+            if turn.is_alarm:
+                self._defer_alarm(meaning)
+            return False
+        return self.input.is_open  # or it starts with something of its own
+
+    def construct(self, spec: ClassSpec, context: ObjectContext) -> DurableObject:
+        """Makes the instance. What it writes while it starts is one transaction."""
+        storage, watch = context.storage, self._services.watch
+        storage.begin()
+        before = storage.rows_changed
+        watch.enter(self._mark + b"start")
+        try:
+            instance = spec.durable_class(context)
+            if not spec.starts_async:
+                instance.start()
+        finally:
+            watch.leave(self.id, "start")
+        if storage.rows_changed == before:
+            storage.end_unchanged()
+        else:
+            self._commit(storage)
+        if spec.starts_async:
+            self.run_alone(instance.start)
+        return instance
+
+    def _too_late(self, turn: Turn, now_s: float) -> DurableError | None:
+        if turn.is_alarm:
+            return None
+        if now_s - turn.arrived_s > self._services.mailbox_age_max_s:
+            waited = f"the call waited longer than {self._services.mailbox_age_max_s:g} s"
+            return ObjectOverloaded(self._key, waited, 1.0)
+        if turn.trail is not None and now_s >= turn.deadline_s:
+            return ObjectOverloaded(self._key, "the call waited until its deadline had passed", 1.0)
+        return None
+
+    def _leave(self, turn: Turn, reply: Reply) -> None:
+        """Replies, as soon as the output gate is open."""
+        if self.output.is_open:
+            turn.settle(reply)
+        else:
+            self.output.when_open(lambda: turn.settle(reply))
+
+    def _yield(self) -> None:
+        """Lets other objects and what has arrived meanwhile come first."""
+        self._yielded = True
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._yielded = False
+        self._services.resume(self)
+
+    def _resume_when_open(self) -> None:
+        if not self._waits_for_gate:
+            self._waits_for_gate = True
+            self.input.when_open(self._gate_opened)
+
+    def _gate_opened(self) -> None:
+        self._waits_for_gate = False
+        self._services.resume(self)
+
+    # -- plain methods
 
     def _run_plain(self, instance: DurableObject, turn: Turn, held: list[Turn]) -> bool:
         """Runs one turn within the group's transaction. False if the group ended with it."""
@@ -185,7 +303,7 @@ class Activation:
             else:
                 storage.begin()
         except (sqlite.Error, DurableError) as error:
-            self._reset(error, [*held, turn])
+            self._reset(error, [*held, turn], instance)
             held.clear()
             return False
         try:
@@ -197,12 +315,12 @@ class Activation:
         except Exception as error:  # whatever the author's method raises goes to the caller
             meaning = storage.what_it_means(error)
             if meaning or not self._undo(storage, grouped=bool(held)):
-                self._reset(meaning or error, [*held, turn])
+                self._reset(meaning or error, [*held, turn], instance)
                 held.clear()
                 return False
-            reply = raised(str(self.id), error)
+            reply = raised(self._key, error)
             if not held:
-                turn.settle(reply)
+                self._leave(turn, reply)
                 return True
             # It may tell of what earlier turns of the group wrote, so it waits for the commit as their replies do.
         turn.held = reply
@@ -227,170 +345,263 @@ class Activation:
         method = turn.method
         storage = instance.storage
         if method.repeat is Repeat.EXACTLY_ONCE and turn.request_id:
-            return self._call_once(instance, turn)
+            now = instance.clock.now()
+            return answer_once(self._key, storage, turn, now, lambda: self._invoke(instance, turn))
         before = storage.rows_changed
         reply = self._invoke(instance, turn)
-        _require_unwritten(method, storage, before)
+        require_unwritten(method, storage, before)
         return reply
 
     def _invoke(self, instance: DurableObject, turn: Turn) -> Reply:
         args, kwargs = unpack_arguments(turn.arguments)
+        watch, method = self._services.watch, turn.method
+        watch.enter(self._mark + method.mark)
         try:
-            value = turn.method.function(instance, *args, **kwargs)
+            value = method.function(instance, *args, **kwargs)
         except _NOT_FOR_THE_HOST as error:
-            raise failed(str(self.id), error) from error
+            raise failed(self._key, error) from error
+        finally:
+            watch.leave(self.id, method.name)
         return self._pack(value)
 
     def _pack(self, value: Any) -> Reply:
         try:
             return returned(value)
         except Exception as error:  # pickling runs the value's own code, which may raise anything
-            raise failed(str(self.id), error) from error
+            raise failed(self._key, error) from error
 
-    def _call_once(self, instance: DurableObject, turn: Turn) -> Reply:
-        """Answers a request that was seen before from its record; records a new one with what it wrote."""
-        storage = instance.storage
-        fingerprint = hashlib.blake2b(turn.method.name.encode() + b"\0" + turn.arguments, digest_size=16).digest()
-        seen = storage.own_sql(
-            f"SELECT fingerprint, result FROM {REQUESTS_TABLE} WHERE request_id = ?",  # noqa: S608  a constant
-            turn.request_id,
-        )
-        if seen:
-            if seen[0][0] != fingerprint:
-                raise RequestReused(str(self.id), turn.request_id)
-            return RETURNED, seen[0][1]
-        reply = self._invoke(instance, turn)
-        now = instance.clock.now()
-        storage.own_sql(
-            f"DELETE FROM {REQUESTS_TABLE} WHERE request_id IN"  # noqa: S608  constants
-            f" (SELECT request_id FROM {REQUESTS_TABLE} WHERE at < ? LIMIT {_REQUESTS_PRUNED_PER_TURN})",
-            now - REQUESTS_KEPT_S,
-        )
-        storage.own_sql(
-            f"INSERT INTO {REQUESTS_TABLE} VALUES (?, ?, ?, ?)",  # noqa: S608  a constant
-            turn.request_id,
-            fingerprint,
-            reply[1],
-            now,
-        )
-        return reply
+    # -- async methods
 
-    async def _run_async(self, instance: DurableObject, turn: Turn, resume: Callable[[Activation], None]) -> None:
-        reset: Exception | None = None
+    def _start(self, instance: DurableObject, turn: Turn) -> None:
+        run = self._run_alarm if turn.is_alarm else self._run_async
+        self._running[turn] = asyncio.get_running_loop().create_task(self._run(run, instance, turn))
+        if not turn.method.interleaved:
+            self._exclusive = turn
+
+    async def _run(
+        self,
+        run: Callable[[DurableObject, Turn, TurnContext], Coroutine[Any, Any, None]],
+        instance: DurableObject,
+        turn: Turn,
+    ) -> None:
+        context = context_of(self._key, turn, self._services.clock, self.output)
+        current_turn.set(context)
+        await run(instance, turn, context)
+        context.ended = True
+        if self.instance is instance and instance.storage.deleted:
+            self.instance = None
+        self._running.pop(turn, None)
+        if self._exclusive is turn:
+            self._exclusive = None
+        self.last_used_s = self._services.clock.monotonic()
+        self._services.resume(self)
+
+    async def _run_async(self, instance: DurableObject, turn: Turn, context: TurnContext) -> None:
         try:
             args, kwargs = unpack_arguments(turn.arguments)
             coroutine = turn.method.function(instance, *args, **kwargs)
-            reply = await _commit_between_awaits(coroutine, turn.method, instance.storage, self._pack)
-        except _StorageLost as lost:
-            reset = lost.error
-        except asyncio.CancelledError:
-            reset = ObjectReset(str(self.id), "the turn was cancelled")
-        except (SystemExit, GeneratorExit) as error:
-            reply = raised(str(self.id), failed(str(self.id), error))
+            reply = await self._in_steps(instance, turn.method, coroutine, self._pack)
         except Exception as error:  # whatever the author's method raises goes to the caller
-            reset = instance.storage.what_it_means(error)
-            reply = raised(str(self.id), error)
-        self._task = self._turn = None
-        self.last_used_s = self._clock.monotonic()
-        if reset:
-            self._reset(reset, [turn])
+            if (reset := self._lost(instance.storage, error)) is None:
+                self._leave(turn, raised(self._key, error))
+            else:
+                self._reset(reset, [turn], instance, context)
+        except _NOT_FOR_THE_HOST as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._reset(ObjectReset(self._key, "the turn was cancelled"), [turn], instance, context)
+            else:
+                self._leave(turn, raised(self._key, failed(self._key, error)))
         else:
-            if instance.storage.deleted:
-                self.instance = None
-            turn.settle(reply)
-        resume(self)
+            self._leave(turn, reply)
 
-    def _reset(self, error: Exception, turns: list[Turn]) -> None:
-        """Drops the instance: nobody is told what was not kept, and the next turn starts from what is durable."""
-        logger.warning("object=%s reset: %s", self.id, error)
+    async def _in_steps(
+        self,
+        instance: DurableObject,
+        method: MethodSpec,
+        coroutine: Coroutine[Any, Any, Any],
+        finish: Callable[[Any], Any],
+        *,
+        gate: bool = True,
+    ) -> Any:
+        watch, mark = self._services.watch, self._mark + method.mark
+        return await run_in_steps(
+            coroutine,
+            method=method,
+            storage=instance.storage,
+            commit=self._commit,
+            enter=lambda: watch.enter(mark),
+            leave=lambda: watch.leave(self.id, method.name),
+            finish=finish,
+            gate=self.input if gate else None,
+        )
+
+    @staticmethod
+    def _lost(storage: Storage, error: Exception) -> Exception | None:
+        """What to reset the object with after `error` of an async method; None if only the method failed."""
+        return error.error if isinstance(error, StorageLost) else storage.what_it_means(error)
+
+    def run_alone(self, callback: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+        """Runs `callback` behind a shut input gate. The object is reset if it fails."""
+        holding = ExitStack()
+        holding.enter_context(self.input.hold())
+        task = asyncio.get_running_loop().create_task(self._run_alone(callback, starting=self.instance is None))
+        self._alone.add(task)
+
+        def over(task: asyncio.Task[Any]) -> None:
+            self._alone.discard(task)
+            if not task.cancelled():
+                task.exception()  # whoever awaits it is told as well; nobody need
+            holding.close()
+
+        task.add_done_callback(over)
+        return task
+
+    async def _run_alone(self, callback: Callable[[], Coroutine[Any, Any, Any]], *, starting: bool) -> Any:
         instance = self.instance
-        if instance is not None:
+        if instance is None:
+            return None  # its activation failed
+        timeout_s = self._services.block_timeout_s
+        context = current_turn.get()
+        if starting or context is None:
+            clock = self._services.clock
+            current_turn.set(TurnContext((self._key,), clock.monotonic() + timeout_s, clock, self.output))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._in_steps(instance, _ALONE, callback(), lambda value: value, gate=False)
+        except Exception as error:  # of the author's callback
+            reason = f"no end within {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
+            lost = self._lost(instance.storage, error)
+            reset = lost or ObjectReset(self._key, f"block_concurrency_while failed: {type(error).__name__}: {reason}")
+            self._reset(reset, [], instance)
+            if starting:
+                # Each of them would start it again, and wait for it again.
+                self._refuse_waiting(raised(self._key, self._meaning(reset)))
+            raise
+
+    # -- alarms
+
+    async def _run_alarm(self, instance: DurableObject, turn: Turn, context: TurnContext) -> None:
+        """Runs the handler if the alarm is there and its time has come; else puts the index right."""
+        storage, services = instance.storage, self._services
+        before: tuple[float, float, int] | None = None
+
+        async def handle() -> bool:
+            nonlocal before
+            before = storage.alarm.row
+            if before is None or (before[0] > services.clock.now() and not turn.is_forced):
+                return False
+            storage.alarm.in_flight = True
+            handled = instance.alarm(AlarmInfo(scheduled_at=before[1], retry_count=before[2]))
+            if inspect.isawaitable(handled):
+                await handled
+            if storage.alarm.in_flight:
+                storage.alarm.delete()
+            return True
+
+        try:
+            reply = await self._in_steps(instance, turn.method, handle(), self._pack)
+        except Exception as error:  # whatever the author's handler raises
+            reset = self._lost(storage, error)
+            if reset is None and not (isinstance(error, DurableError) and error.retryable):
+                reset = self._retry_alarm(storage, before, error)
+                self._leave(turn, raised(self._key, error))
+            else:
+                self._defer_alarm(reset or error)
+                self._leave(turn, raised(self._key, reset or error))
+            if reset is not None:
+                self._reset(reset, [turn], instance, context)
+        except _NOT_FOR_THE_HOST as error:
+            ended = ObjectReset(self._key, f"its alarm was ended by {type(error).__name__}")
+            self._reset(ended, [turn], instance, context)
+            self._defer_alarm(ended)
+        else:
+            if not storage.deleted:
+                self._index_follows(storage)
+            self._leave(turn, reply)
+
+    def _retry_alarm(self, storage: Storage, before: Any, error: Exception) -> DurableError | None:
+        """Puts the alarm off, or gives it up. Returns what to reset the object with if that was not possible."""
+        services = self._services
+        try:
+            storage.begin()
+            if before is not None and storage.alarm.row == before:  # else the handler set another, or deleted it
+                retries = before[2]
+                if retries < RETRIES_MAX:
+                    pause_s = retry_after_s(retries + 1, services.chance())
+                    logger.warning("object=%s alarm failed, again in %.1f s: %s", self._key, pause_s, error)
+                    storage.alarm.retry(services.clock.now() + pause_s)
+                else:
+                    logger.error("object=%s alarm given up after %d retries: %s", self._key, retries, error)
+                    storage.alarm.delete()
+            self._commit(storage)
+        except (DurableError, sqlite.Error) as lost:
+            meaning = lost if isinstance(lost, DurableError) else storage.explain(lost, "put the alarm off")
+            self._defer_alarm(meaning)
+            return meaning
+        self._index_follows(storage)
+        return None
+
+    def _defer_alarm(self, error: Exception) -> None:
+        """Has the alarm fired again later. Nothing is written: what failed may be the disk."""
+        services = self._services
+        pause_s = retry_after_s(services.alarms.failed(self.id), services.chance())
+        logger.warning("object=%s alarm was not possible, again in %.1f s: %s", self._key, pause_s, error)
+        services.alarms.defer(self.id, services.clock.now() + pause_s)
+
+    def _index_follows(self, storage: Storage) -> None:
+        try:
+            self._services.alarms.set(self.id, storage.alarm.at)
+        except (OSError, sqlite.Error) as error:
+            # The entry comes too soon, and is put right when it does.
+            logger.warning("object=%s alarm index lags behind: %s", self._key, error)
+
+    # -- durability
+
+    def _commit(self, storage: Storage) -> None:
+        """Makes the transaction durable, and the index of alarms follow it.
+
+        Raises:
+            ObjectReset, StorageFull: nothing of the transaction was kept, and this storage can't be used any more.
+        """
+        alarm, alarms = storage.alarm, self._services.alarms
+        if not alarm.changed and not storage.delete_requested:
+            self._services.commit(self.id, storage)
+            return
+        try:
+            at = None if storage.delete_requested else alarm.at
+            if alarms.is_too_late(key_of(self.id), at):
+                alarms.set(self.id, at)
+        except (OSError, sqlite.Error) as error:
+            raise storage.explain(error, "set the alarm") from error
+        self._services.commit(self.id, storage)
+        alarm.changed = False
+        if alarms.differs(key_of(self.id), at):
+            try:
+                alarms.set(self.id, at)
+            except OSError as error:
+                logger.warning("object=%s alarm index lags behind: %s", self._key, error)
+
+    def _reset(
+        self, error: Exception, turns: list[Turn], instance: DurableObject, context: TurnContext | None = None
+    ) -> None:
+        """Drops the instance: nobody is told what was not kept, and the next turn starts from what is durable."""
+        logger.warning("object=%s reset: %s", self._key, error)
+        if context is not None:
+            context.lost = True
+        if self.instance is instance:  # else a turn that runs beside this one has dropped it before
             try:
                 instance.storage.rollback()
             except sqlite.Error:
-                logger.warning("object=%s could not roll back; the file is read again from its log", self.id)
-        self.close()
-        meaning = error if isinstance(error, DurableError) else ObjectReset(str(self.id), f"the turn failed: {error}")
+                logger.warning("object=%s could not roll back; the file is read again from its log", self._key)
+            self.close()
+        reply = raised(self._key, self._meaning(error))
         for turn in turns:
-            turn.settle(raised(str(self.id), meaning))
+            turn.settle(reply)
 
-    def _as_activation_error(self, error: Exception) -> Exception:
-        if isinstance(error, DurableError):
-            return error
-        return ObjectFailed(str(self.id), type(error).__name__, f"activation failed: {error}")
+    def _meaning(self, error: Exception) -> DurableError:
+        return error if isinstance(error, DurableError) else ObjectReset(self._key, f"the turn failed: {error}")
 
 
-class _StorageLost(Exception):
-    """Tells a failed commit of this object from an error that its method raised."""
-
-    def __init__(self, error: DurableError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-@types.coroutine
-def _commit_between_awaits(
-    coroutine: Coroutine[Any, Any, Any], method: MethodSpec, storage: Storage, pack: Callable[[Any], Reply]
-) -> Generator[Any, Any, Reply]:
-    """Drives an async method by hand, so that what it wrote is durable whenever it waits for the world outside.
-
-    The step between two awaits runs in one transaction. It is committed before the awaited thing is handed to the event
-    loop: nothing that the step asked for, a call to another object included, can leave before.
-    """
-    resume: Callable[[Any], Any] = coroutine.send
-    value: Any = None
-    while True:
-        reply: Reply | None = None
-        awaited: Any = None
-        try:
-            _begin(storage)
-            before = storage.rows_changed
-            try:
-                awaited = resume(value)
-            except StopIteration as stop:
-                reply = pack(stop.value)
-            _require_unwritten(method, storage, before)
-            if storage.in_transaction_block:
-                raise RuntimeError("a storage.transaction() must not be held open across an await")
-            _commit(storage)
-        except BaseException:
-            _abandon_step(coroutine, storage)
-            raise
-        if reply is not None:
-            return reply
-        try:
-            value, resume = (yield awaited), coroutine.send
-        except BaseException as error:  # a cancellation, too, is for the method to see
-            value, resume = error, coroutine.throw
-
-
-def _abandon_step(coroutine: Coroutine[Any, Any, Any], storage: Storage) -> None:
-    """Undoes a step that failed or could not be committed, and what the method's `finally` writes on its way out."""
-    with contextlib.suppress(DurableError):  # its host stopped, and closed the file: nothing can be written
-        if not storage.in_transaction:
-            storage.begin()
-    try:
-        coroutine.close()
-    except Exception as error:  # the author's code again; the failure that led here is the one to report
-        logger.warning("an async method failed while it was ended: %s", error)
-    with contextlib.suppress(sqlite.Error):  # the next `begin` finds it still open, and resets the object
-        storage.rollback()
-
-
-def _require_unwritten(method: MethodSpec, storage: Storage, rows_changed_before: int) -> None:
-    if method.repeat is Repeat.READ and (storage.rows_changed != rows_changed_before or storage.delete_requested):
-        raise RuntimeError(f"{method.name} is declared @read and wrote")
-
-
-def _begin(storage: Storage) -> None:
-    try:
-        storage.begin()
-    except DurableError as error:
-        raise _StorageLost(error) from error
-
-
-def _commit(storage: Storage) -> None:
-    try:
-        storage.commit()
-    except DurableError as error:
-        raise _StorageLost(error) from error
+def _cancel(task: asyncio.Task[Any]) -> None:
+    if not task.get_loop().is_closed():
+        task.cancel()

@@ -7,7 +7,8 @@ that want durable objects and no cluster. Files, locks and semantics are those o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,9 +19,10 @@ from actors.runtime.clock import Clock
 from actors.runtime.host import HostSettings, ObjectHost
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
-from actors.runtime.object import ClassSpec, DurableObject
+from actors.runtime.object import ClassSpec, DurableObject, by_name
 from actors.runtime.object_id import ObjectId
 from actors.runtime.slot import SlotLock, record_slots
+from actors.runtime.storage import Storage
 
 
 class LocalBackend:
@@ -40,6 +42,8 @@ class LocalBackend:
         clock: Clock | None = None,
         lock_wait_s: float = 0.0,
         history: Sequence[ClassMigration] | None = None,
+        chance: Callable[[], float] = random.random,
+        commit: Callable[[ObjectId, Storage], None] | None = None,
     ) -> None:
         settings = settings or HostSettings()
         record_slots(data_dir, settings.slots)
@@ -49,27 +53,34 @@ class LocalBackend:
             for slot in range(settings.slots):
                 path = data_dir / "slots" / f"{slot:03d}.lock"
                 self._locks.append(SlotLock(path, owner, wait_s=lock_wait_s))
-            self._specs = {durable_class: ClassSpec(durable_class) for durable_class in classes}
-            names = [spec.name for spec in self._specs.values()]
+            specs = [ClassSpec(durable_class) for durable_class in classes]
+            self._specs = by_name(specs)
+            names = list(self._specs)
             class_history.apply(data_dir, history, names, slots=settings.slots, owner=None, wait_s=lock_wait_s)
             self.host = ObjectHost(
                 name="local",
                 data_dir=data_dir,
                 classes=self._specs.values(),
                 owns=lambda _: True,
+                slots=range(settings.slots),
+                objects=lambda: self,
                 settings=settings,
                 clock=clock,
+                chance=chance,
+                commit=commit,
             )
+            self.host.load()
         except BaseException:
             self._release()
             raise
         self._lane = Lane(self.host)
 
     def namespace(self, durable_class: type[Class]) -> Namespace[Class]:
-        return Namespace(self, self._specs[durable_class])
+        return Namespace(self, self._specs[durable_class.__name__])
 
     async def ready(self) -> None:
-        """At once: the slots were taken when this was made."""
+        """At once: the slots were taken when this was made. Alarms are fired from now on, as they are from any call."""
+        self.host.begin()
 
     async def send(self, object_id: ObjectId, call: Call) -> Reply:
         if not self._locks:

@@ -65,7 +65,10 @@ class ObjectHost(host.ObjectHost):
     While another process has one of the locks every call raises `SlotOwned`, and the next call tries again.
     """
 
-    def __init__(self, cluster: Cluster, number: int, dedicated: ObjectId | None = None) -> None:
+    def __init__(self, cluster: Cluster, control: str, number: int, dedicated: ObjectId | None = None) -> None:
+        self._cluster = cluster
+        self._control = control
+        self._stubs: RayBackend | None = None
         self._locks: list[SlotLock] = []
         slots = cluster.settings.slots
         objects_dir = cluster.data_dir / "objects"
@@ -74,6 +77,7 @@ class ObjectHost(host.ObjectHost):
             name = f"host-{number}"
             self._lock_paths = [cluster.data_dir / "slots" / f"{slot:03d}.lock" for slot in sorted(mine)]
         else:
+            mine = frozenset([dedicated.slot(slots)])
             name = str(dedicated)
             self._lock_paths = [dedicated.path(objects_dir, slots).with_suffix(".lock")]
         placement = Placement(cluster)
@@ -84,7 +88,13 @@ class ObjectHost(host.ObjectHost):
             return object_id.slot(slots) in mine and not placement.is_dedicated(object_id)
 
         super().__init__(
-            name=name, data_dir=cluster.data_dir, classes=cluster.specs, owns=owns, settings=cluster.settings
+            name=name,
+            data_dir=cluster.data_dir,
+            classes=cluster.specs,
+            owns=owns,
+            slots=mine,
+            objects=self._all_objects,
+            settings=cluster.settings,
         )
         context = ray.get_runtime_context()
         self._owner = f"{name} (Ray session {context.get_session_name()}, actor {context.get_actor_id()})"
@@ -94,10 +104,29 @@ class ObjectHost(host.ObjectHost):
         except SlotOwned as owned:
             # Not raised: an actor whose constructor fails is dead for good, and the owner may be on its way out.
             logger.error("host=%s cannot start: %s", name, owned)
+        # Nobody else may call for a long time, and there may be alarms. Here no loop runs yet.
+        context.current_actor.wake.remote()
 
     def _take_slots(self, wait_s: float) -> None:
         while len(self._locks) < len(self._lock_paths):
             self._locks.append(SlotLock(self._lock_paths[len(self._locks)], self._owner, wait_s=wait_s))
+        self.load()
+
+    def _all_objects(self) -> RayBackend:
+        if self._stubs is None:
+            self._stubs = RayBackend(ray.get_actor(self._control, namespace=NAMESPACE), self._cluster)
+        return self._stubs
+
+    async def wake(self) -> None:
+        """Has alarms fired from now on, as any call does."""
+        while True:
+            try:
+                self._before_call()
+            except SlotOwned:
+                await asyncio.sleep(ACQUIRE_WAIT_S)
+            else:
+                self.begin()
+                return
 
     async def batch(self, calls: list[Call]) -> list[Reply]:
         self._before_call()
@@ -213,6 +242,7 @@ class Control:
         return [ObjectId.from_key(a["namespace"], a["name"]) for a in found if a["namespace"] in classes]
 
     def _start_host(self, number: int, dedicated: ObjectId | None = None) -> ActorHandle:
+        control = ray.get_runtime_context().get_actor_name()
         options: dict[str, Any] = {**_ACTOR_OPTIONS, "max_concurrency": _HOST_CONCURRENCY}
         if self._cluster.host_resource:
             options["resources"] = {self._cluster.host_resource: 0.001}
@@ -220,7 +250,7 @@ class Control:
             options |= {"name": f"host-{number}", "namespace": NAMESPACE}
         else:
             options |= {"name": dedicated.key, "namespace": dedicated.class_name}
-        return ray.remote(ObjectHost).options(**options).remote(self._cluster, number, dedicated)
+        return ray.remote(ObjectHost).options(**options).remote(self._cluster, control, number, dedicated)
 
     async def cluster(self) -> Cluster:
         """

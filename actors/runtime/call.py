@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectFailed
 
-#: class name, tenant, name, method, pickled (args, kwargs), request id or ""
-Call: TypeAlias = tuple[str, str, str, str, bytes, str]
+#: Of a call that an object makes: how many seconds its caller goes on waiting, and the objects that wait for it.
+Trail: TypeAlias = tuple[float, tuple[str, ...]]
+#: class name, tenant, name, method, pickled (args, kwargs), request id or "", trail or None
+Call: TypeAlias = tuple[str, str, str, str, bytes, str, Trail | None]
 #: status, then: pickled result | pickled error | ticket to wait with
 Reply: TypeAlias = tuple[int, Any]
 

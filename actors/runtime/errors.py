@@ -13,6 +13,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
        ├ ObjectOverloaded(reason, retry_after_s)    retryable
        ├ ObjectReset(reason)                        retryable: the instance was lost before it replied
        ├ ObjectFailed(error, message)               the class raised something that could not travel
+       ├ CallCycle(chain)                           the object waits for the caller, and would wait for ever
        ├ RequestReused                              a request id came back with other arguments
        ├ SchemaTooNew(found, known)                 the file was written by newer code
        ├ StatementRefused(action, why)              the author's SQL did what is the runtime's
@@ -143,6 +144,17 @@ class ObjectFailed(ObjectError):
 
     def __str__(self) -> str:
         return f"{self.object_key} raised {self.error}: {self.message}"
+
+
+class CallCycle(ObjectError):
+    """A call to an object that waits for the one that calls. The call was not made."""
+
+    def __init__(self, object_key: str, chain: tuple[str, ...]) -> None:
+        super().__init__(object_key, chain)
+        self.chain = chain
+
+    def __str__(self) -> str:
+        return f"{self.object_key} waits for this call, by way of {' > '.join(self.chain)}: it would wait for ever"
 
 
 class RequestReused(ObjectError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,19 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from actors.runtime import sqlite
-from actors.runtime.activation import Activation, Turn
-from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, unpack
+from actors.runtime.activation import Activation, HostServices
+from actors.runtime.alarms import AlarmIndex, entry_of
+from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
+from actors.runtime.namespace import Objects
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
+from actors.runtime.object_files import files_in
 from actors.runtime.object_id import ObjectId
 from actors.runtime.schema import Schema
 from actors.runtime.storage import Storage
+from actors.runtime.turn import Turn
+from actors.runtime.watch import Watch
 
 logger = logging.getLogger("mobula.objects")
 
 #: Results of turns that outlived their batch are kept this long for the stub to collect.
 TICKET_KEPT_S = 120.0
+#: Alarms that have stood still for any reason are looked at again this often.
+ALARMS_SWEPT_EVERY_S = 60.0
+#: Alarms fired before the loop turns to what else has come.
+_ALARMS_AT_ONCE = 32
+#: Where the object could not be given its alarm: the host is full, or the disk fails.
+_ALARM_AGAIN_AFTER_S = 1.0
 _NO_METHOD = MethodSpec(name="", function=lambda: None, is_async=False, repeat=Repeat.NEVER)
 
 
@@ -49,6 +61,12 @@ class HostSettings:
     mailbox_age_max_s: float = 30.0
     #: What one object's database may grow to. A write beyond is refused with `StorageFull`.
     database_bytes_max: int = sqlite.DATABASE_BYTES_MAX
+    #: A turn that holds the host's loop for longer is logged.
+    slow_turn_ms: float = 100.0
+    #: An object that has run turns for so long lets its neighbours run.
+    slice_ms: float = 20.0
+    #: `block_concurrency_while` that takes longer resets the object.
+    block_timeout_s: float = 30.0
 
 
 class ObjectHost:
@@ -57,6 +75,10 @@ class ObjectHost:
     Args:
         name: who this is, in logs and in what a rival for its slots is told.
         owns: whether the host owns an object; a call for another one is refused, never run.
+        slots: those that the host's objects are in.
+        objects: gives all objects, for those that call others.
+        chance: numbers from 0 to 1, to spread retries.
+        commit: makes a transaction of an object durable; a test may have it fail.
     """
 
     def __init__(
@@ -66,8 +88,12 @@ class ObjectHost:
         data_dir: Path,
         classes: Iterable[ClassSpec],
         owns: Callable[[ObjectId], bool],
+        slots: Iterable[int],
+        objects: Callable[[], Objects],
         settings: HostSettings,
         clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+        commit: Callable[[ObjectId, Storage], None] | None = None,
     ) -> None:
         sqlite.require_version()
         self.name = name
@@ -75,15 +101,41 @@ class ObjectHost:
         self._classes: Mapping[str, ClassSpec] = by_name(classes)
         self._schemas = {spec.name: Schema(spec.durable_class.migrations) for spec in self._classes.values()}
         self._owns = owns
+        self._slots = sorted(slots)
+        self._objects = objects
         self._settings = settings
         self._clock = clock or SystemClock()
+        self.alarms = AlarmIndex(self._objects_dir, settings.slots, self._alarms_changed)
+        self._services = HostServices(
+            clock=self._clock,
+            alarms=self.alarms,
+            watch=Watch(settings.slow_turn_ms),
+            open_object=self._open,
+            commit=commit or _commit,
+            resume=self._resume,
+            chance=chance,
+            mailbox_age_max_s=settings.mailbox_age_max_s,
+            slice_s=settings.slice_ms / 1000,
+            block_timeout_s=settings.block_timeout_s,
+        )
         #: Least recently used first.
         self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
         self._ids: dict[tuple[str, str, str], ObjectId] = {}
         self._tickets: dict[str, tuple[Turn, float]] = {}
         self._retired = False
         self._sweeping: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
-        self._started_s = self._clock.monotonic()
+        self._ringing: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
+        self._alarms_swept_s = self._started_s = self._clock.monotonic()
+
+    def load(self) -> None:
+        """Finds the alarms of the host's objects on disk. To be called once the host owns its slots."""
+        files = files_in(self._objects_dir, self._classes, self._slots)
+        self.alarms.load(path for path in files if self._is_mine(path))
+
+    def begin(self) -> None:
+        """Has the running loop fire alarms and let objects hibernate from now on."""
+        self._sweep_later()
+        self._ring_later()
 
     # -- calls
 
@@ -112,7 +164,7 @@ class ObjectHost:
         A call that waits for something, or behind something that does, answers `PENDING` with a ticket, so that it
         holds up no other; `wait` gets its reply.
         """
-        self._sweep_later()
+        self.begin()
         replies: list[Reply] = []
         for turn in self.submit(calls):
             if turn.reply is None:
@@ -136,9 +188,85 @@ class ObjectHost:
 
     async def call(self, call: Call) -> Any:
         """Runs one call and returns its result, or raises its error."""
-        self._sweep_later()
+        self.begin()
         (turn,) = self.submit([call])
         return unpack(await turn.wait())
+
+    # -- alarms
+
+    def fire_due(self) -> int:
+        """Puts alarms whose time has come into their objects' mailboxes. Returns how many."""
+        now = self._clock.now()
+        if self._clock.monotonic() - self._alarms_swept_s >= ALARMS_SWEPT_EVERY_S:
+            self._alarms_swept_s = self._clock.monotonic()
+            self.alarms.rearm()
+        due = self.alarms.take_due(now, _ALARMS_AT_ONCE)
+        for object_id in due:
+            self.fire_alarm(object_id)
+        return len(due)
+
+    def fire_alarm(self, object_id: ObjectId, *, forced: bool = False) -> Turn:
+        """Has the object's alarm handler run, if it has an alarm whose time has come.
+
+        Args:
+            object_id: of the object.
+            forced: whether or not its time has come.
+        """
+        turn = Turn(_NO_METHOD, b"", "", self._clock.monotonic())
+        turn.is_alarm, turn.is_forced = True, forced
+        try:
+            spec = self._classes.get(object_id.class_name)
+            if spec is None:
+                raise InvalidArgument("class", object_id.class_name, f"{self.name} knows no such durable class")
+            turn.method = spec.alarm
+            if not object_id.path(self._objects_dir, self._settings.slots).exists():
+                # A crash came between the end of the object and that of its alarm.
+                self.alarms.set(object_id, None)
+                turn.settle(returned(False))
+                return turn
+            activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+        except NotOwner as error:
+            turn.settle(raised(str(object_id), error))
+            return turn
+        except (DurableError, OSError) as error:
+            self.alarms.defer(object_id, self._clock.now() + _ALARM_AGAIN_AFTER_S)
+            turn.settle(raised(str(object_id), error))
+            return turn
+        activation.put(turn)
+        self._run([activation])
+        return turn
+
+    def _alarms_changed(self) -> None:
+        if self._ringing is not None and not self._ringing[0].is_closed():
+            loop, timer = self._ringing
+            next_at = self.alarms.next_at
+            if next_at is not None and next_at - self._clock.now() < timer.when() - loop.time():
+                timer.cancel()
+                self._ringing = None
+                self._ring_later()
+
+    def _ring_later(self) -> None:
+        """Has the loop that runs turns fire alarms when their time comes."""
+        loop = asyncio.get_running_loop()
+        if self._ringing is None or self._ringing[0] is not loop:
+            next_at = self.alarms.next_at
+            # Not for long at once: the wall clock may be set.
+            wait_s = ALARMS_SWEPT_EVERY_S if next_at is None else next_at - self._clock.now()
+            timer = loop.call_later(max(0.0, min(wait_s, ALARMS_SWEPT_EVERY_S)), self._ring)
+            self._ringing = (loop, timer)
+
+    def _ring(self) -> None:
+        self._ringing = None
+        if not self._retired:
+            self.fire_due()
+            self._ring_later()
+
+    def _is_mine(self, path: Path) -> bool:
+        entry = entry_of(path.name)
+        try:
+            return entry is not None and self._owns(ObjectId.from_key(path.parent.parent.name, entry[0]))
+        except InvalidArgument:
+            return False  # nothing of ours
 
     # -- residence
 
@@ -203,20 +331,21 @@ class ObjectHost:
     def close(self) -> None:
         """Closes every file, for good: no turn runs after it. What was acknowledged is durable without it."""
         self._retired = True
-        if self._sweeping is not None:
-            self._sweeping[1].cancel()
+        for timer in (self._sweeping, self._ringing):
+            if timer is not None:
+                timer[1].cancel()
         for activation in self._activations.values():
-            activation.abandon()
+            activation.abandon("its host is stopping")
         self._activations.clear()
         self._ids.clear()
 
     # -- inside
 
     def _accept(self, call: Call, now_s: float, ready: dict[ObjectId, Activation]) -> tuple[Turn, Activation | None]:
-        class_name, tenant, name, method_name, arguments, request_id = call
+        class_name, tenant, name, method_name, arguments, request_id, trail = call
         spec = self._classes.get(class_name)
         method = spec.methods.get(method_name) if spec else None
-        turn = Turn(method or _NO_METHOD, arguments, request_id, now_s)
+        turn = Turn(method or _NO_METHOD, arguments, request_id, now_s, trail)
         object_key = f"{class_name}/{tenant}:{name}"
         try:
             if spec is None:
@@ -250,7 +379,7 @@ class ObjectHost:
             raise NotOwner(self.name, str(object_id))
         if len(self._activations) >= self._settings.resident_objects_max:
             self._make_room(object_id, ready)
-        activation = Activation(object_id, self._open, self._clock)
+        activation = Activation(object_id, self._services)
         self._ids[parts] = object_id
         self._activations[object_id] = activation
         return activation
@@ -269,42 +398,45 @@ class ObjectHost:
         """Runs what waits: first the turns of every object, then every object's commit, then the replies leave."""
         waiting = list(activations)
         while waiting:
-            ran = [
-                (activation, activation.run_waiting(self._settings.mailbox_age_max_s, self._resume))
-                for activation in waiting
-            ]
+            ran = [(activation, activation.run_waiting()) for activation in waiting]
             for activation, held in ran:
                 if held:
                     activation.commit(held)
-            waiting = [activation for activation in waiting if activation.mailbox and not activation.running]
+            waiting = [activation for activation in waiting if activation.runnable]
 
     def _resume(self, activation: Activation) -> None:
-        self._run([activation])
+        if not self._retired:
+            self._run([activation])
 
-    def _open(self, object_id: ObjectId) -> DurableObject:
+    def _open(self, activation: Activation) -> DurableObject:
+        object_id = activation.id
         spec = self._classes[object_id.class_name]
-        path = object_id.path(self._objects_dir, self._settings.slots)
         storage = Storage(
             str(object_id),
-            path,
+            object_id.path(self._objects_dir, self._settings.slots),
             self._schemas[object_id.class_name],
             database_bytes_max=self._settings.database_bytes_max,
+            takes_alarms=spec.takes_alarms,
         )
         context = ObjectContext(
             id=object_id,
             storage=storage,
             clock=self._clock,
             logger=logging.LoggerAdapter(logger, {"object": str(object_id)}),
+            objects=self._objects,
+            run_alone=activation.run_alone,
         )
         try:
-            instance = spec.durable_class(context)
-            instance.start()
+            return activation.construct(spec, context)
         except BaseException:
             storage.close()
             raise
-        return instance
 
     def _evict(self, activation: Activation) -> None:
         activation.close()
         del self._activations[activation.id]
         del self._ids[(activation.id.class_name, activation.id.tenant, activation.id.name)]
+
+
+def _commit(_: ObjectId, storage: Storage) -> None:
+    storage.commit()

@@ -5,6 +5,9 @@
     await session.append("user", "hello")           # rides with other calls to the same host
     ref = session.append.remote("user", "hello")    # a Ray ObjectRef, for callers who know Ray
 
+Objects call each other in the same way, from async methods. A call leaves when what the caller has written is durable,
+and is refused where the object that is called waits for it: it would never return.
+
 An error arrives as the class that was raised. After a lost host the stub repeats only what is safe to repeat; anything
 else raises `ObjectReset`, and the caller decides.
 """
@@ -16,24 +19,15 @@ import random
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from actors.runtime.call import (
-    Call,
-    HostLost,
-    HostRetired,
-    Reply,
-    new_request_id,
-    pack_arguments,
-    unpack,
-)
-from actors.runtime.errors import ObjectOverloaded, ObjectReset
+from actors.runtime.call import Call, HostLost, HostRetired, Reply, Trail, new_request_id, pack_arguments, unpack
+from actors.runtime.errors import CallCycle, ObjectOverloaded, ObjectReset
 from actors.runtime.lane import LaneFull
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, Repeat
 from actors.runtime.object_id import ObjectId
+from actors.runtime.turn import CALL_TIMEOUT_S, TurnContext, current_turn
 
 Class = TypeVar("Class", bound=DurableObject)
 
-#: A call that has no reply by then is given up with `ObjectReset`, whatever became of it.
-CALL_TIMEOUT_S = 60.0
 #: A host restarts in one to two seconds; repeating goes on for longer than that, and not for ever.
 REPEAT_FOR_S = 15.0
 _PAUSE_FIRST_S = 0.02
@@ -67,18 +61,25 @@ class Objects(Protocol):
 class StubMethod:
     """One method of one object."""
 
-    __slots__ = ("_backend", "_id", "_method")
+    __slots__ = ("_backend", "_id", "_method", "_timeout_s")
 
-    def __init__(self, backend: Backend, object_id: ObjectId, method: MethodSpec) -> None:
+    def __init__(self, backend: Backend, object_id: ObjectId, method: MethodSpec, timeout_s: float) -> None:
         self._backend = backend
         self._id = object_id
         self._method = method
+        self._timeout_s = timeout_s
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._repeat(self._call(args, kwargs))
+        turn = current_turn.get()
+        if turn is None or turn.ended:
+            return await self._repeat(self._call(args, kwargs), self._timeout_s, ())
+        return await self._call_within(turn, self._call(args, kwargs))
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Calls once, and returns Ray's `ObjectRef` to the result. Nothing is repeated."""
+        turn = current_turn.get()
+        if turn is not None and not turn.ended:
+            raise TypeError(f"{self._id}: await the method; .remote would leave before what the turn wrote is durable")
         return self._backend.send_ref(self._id, self._call(args, kwargs))
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -86,15 +87,35 @@ class StubMethod:
         request_id = new_request_id() if once else ""
         object_id = self._id
         arguments = pack_arguments(args, kwargs)
-        return object_id.class_name, object_id.tenant, object_id.name, self._method.name, arguments, request_id
+        return object_id.class_name, object_id.tenant, object_id.name, self._method.name, arguments, request_id, None
 
-    async def _repeat(self, call: Call) -> Any:
+    async def _call_within(self, turn: TurnContext, call: Call) -> Any:
+        """Calls from within a turn of another object."""
+        key = str(self._id)
+        if not turn.may_await:
+            raise TypeError(f"{key} was called from a plain method; only async methods call other objects")
+        if key in turn.chain and not self._method.interleaved:
+            raise CallCycle(key, turn.chain)
+        await turn.output.opened()
+        if turn.lost:
+            raise ObjectReset(key, "it was not called: what its caller had written was not kept")
+        if (left_s := turn.left_s) <= 0:
+            raise ObjectReset(key, "it was not called: the deadline of the call that led here has passed")
+        return await self._repeat(call, min(self._timeout_s, left_s), turn.chain)
+
+    async def _repeat(self, call: Call, timeout_s: float, chain: tuple[str, ...]) -> Any:
         loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + REPEAT_FOR_S
+        # Repeated under a deadline for all tries together, and not for long.
+        deadline_s = loop.time() + timeout_s
+        give_up_s = min(deadline_s, loop.time() + REPEAT_FOR_S)
         pause_s = _PAUSE_FIRST_S
         while True:
+            left_s = deadline_s - loop.time()
+            if chain or timeout_s != CALL_TIMEOUT_S:
+                trail: Trail = (left_s, chain)
+                call = (*call[:6], trail)
             try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
+                async with asyncio.timeout(left_s):
                     reply = await self._backend.send(self._id, call)
                 return unpack(reply)
             except HostRetired as retired:
@@ -102,7 +123,7 @@ class StubMethod:
             except HostLost as lost:
                 reason, safe = lost.reason, self._method.repeat is not Repeat.NEVER
             except TimeoutError:
-                raise ObjectReset(str(self._id), f"no reply within {CALL_TIMEOUT_S:g} s") from None
+                raise ObjectReset(str(self._id), f"no reply within {timeout_s:g} s") from None
             except LaneFull:
                 raise ObjectOverloaded(str(self._id), "too many calls wait for its host", 1.0) from None
             if not safe or loop.time() >= give_up_s:
@@ -114,18 +135,25 @@ class StubMethod:
 class Stub(Generic[Class]):
     """An object's address. Its attributes are the object's methods, each to be awaited or sent with `.remote(...)`."""
 
-    __slots__ = ("_backend", "_methods", "id")
+    __slots__ = ("_backend", "_methods", "_timeout_s", "id")
 
-    def __init__(self, backend: Backend, object_id: ObjectId, methods: Callable[[str], MethodSpec | None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        object_id: ObjectId,
+        methods: Callable[[str], MethodSpec | None],
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> None:
         self._backend = backend
         self._methods = methods
+        self._timeout_s = timeout_s
         self.id = object_id
 
     def __getattr__(self, name: str) -> StubMethod:
         method = self._methods(name)
         if method is None:
             raise AttributeError(f"{self.id.class_name} has no method {name!r} that can be called from outside")
-        return StubMethod(self._backend, self.id, method)
+        return StubMethod(self._backend, self.id, method, self._timeout_s)
 
     def __repr__(self) -> str:
         return f"<Stub {self.id}>"
@@ -138,10 +166,16 @@ class Namespace(Generic[Class]):
         self._backend = backend
         self._spec = spec
 
-    def get(self, tenant: str, name: str) -> Stub[Class]:
+    def get(self, tenant: str, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Stub[Class]:
         """The object of that name, whether or not it was ever used.
+
+        Args:
+            tenant: whose object it is.
+            name: which of theirs.
+            timeout_s: a call that has no reply by then is given up with `ObjectReset`, whatever became of it. What the
+                object calls on the way has no more time than that either.
 
         Raises:
             InvalidArgument: the names are empty or too long.
         """
-        return Stub(self._backend, ObjectId(self._spec.name, tenant, name), self._spec.methods.get)
+        return Stub(self._backend, ObjectId(self._spec.name, tenant, name), self._spec.methods.get, timeout_s)

@@ -23,17 +23,22 @@ from __future__ import annotations
 import enum
 import inspect
 import logging
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlite_utils.migrations import Migrations
 
+from actors.runtime.alarm import AlarmInfo
 from actors.runtime.clock import Clock
 from actors.runtime.object_id import CLASS_NAME, ObjectId
 from actors.runtime.storage import Storage
 
+if TYPE_CHECKING:
+    from actors.runtime.namespace import Objects
+
 Method = TypeVar("Method", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 class Repeat(enum.Enum):
@@ -69,6 +74,16 @@ def exactly_once(method: Method) -> Method:
     return _mark(method, Repeat.EXACTLY_ONCE)
 
 
+def interleaved(method: Method) -> Method:
+    """Lets turns of the method run while others of the object wait at an `await`, and others run while they wait.
+
+    What runs between two awaits is still one transaction that nothing comes between. For what must not queue behind a
+    long turn, such as asking how far it is, or having it stop.
+    """
+    vars(method)["__mobula_interleaved__"] = True
+    return method
+
+
 def _mark(method: Method, repeat: Repeat) -> Method:
     vars(method)["__mobula_repeat__"] = repeat
     return method
@@ -82,6 +97,10 @@ class ObjectContext:
     storage: Storage
     clock: Clock
     logger: logging.LoggerAdapter[logging.Logger]
+    #: Gives all objects, this one's own class included.
+    objects: Callable[[], Objects]
+    #: Runs something as the only thing of the object.
+    run_alone: Callable[[Callable[[], Coroutine[Any, Any, Any]]], Awaitable[Any]]
 
 
 class DurableObject:
@@ -99,9 +118,33 @@ class DurableObject:
         self.storage = context.storage
         self.clock = context.clock
         self.logger = context.logger
+        self.__context = context
 
-    def start(self) -> None:
-        """Runs on each activation, before the first turn. Must not write."""
+    @property
+    def objects(self) -> Objects:
+        """The other objects, to be called from async methods. A call leaves when what the turn wrote is durable."""
+        return self.__context.objects()
+
+    def start(self) -> Any:
+        """Runs on each activation, before the first turn. May be async; then it runs as `block_concurrency_while` does.
+
+        What it writes is kept, or it fails and the object is not activated.
+        """
+
+    def alarm(self, info: AlarmInfo) -> Any:
+        """Called for what `storage.set_alarm` has set, at least once. May be async.
+
+        If it raises it is called again after 2 s, 4 s, ... and given up after 6 times.
+        """
+        raise NotImplementedError
+
+    def block_concurrency_while(self, callback: Callable[[], Coroutine[Any, Any, Result]]) -> Awaitable[Result]:
+        """Runs `callback` while no other turn of the object starts or goes on, `@interleaved` ones included.
+
+        If it raises, or takes longer than 30 s, the object is reset. In `__init__` and `start` it begins when they have
+        returned and need not be awaited; elsewhere it must be.
+        """
+        return self.__context.run_alone(callback)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +155,9 @@ class MethodSpec:
     function: Callable[..., Any]
     is_async: bool
     repeat: Repeat
+    interleaved: bool = False
+    #: The name, as `Watch` notes it.
+    mark: bytes = b""
 
 
 class ClassSpec:
@@ -128,12 +174,22 @@ class ClassSpec:
                 continue
             if isinstance(inspect.getattr_static(durable_class, name), staticmethod):
                 continue  # a helper: it takes no object
-            self.methods[name] = MethodSpec(
-                name=name,
-                function=function,
-                is_async=inspect.iscoroutinefunction(function),
-                repeat=getattr(function, "__mobula_repeat__", Repeat.NEVER),
-            )
+            self.methods[name] = _spec(name, function)
+        #: Not for stubs.
+        self.alarm = _spec("alarm", durable_class.alarm)
+        self.takes_alarms = durable_class.alarm is not DurableObject.alarm
+        self.starts_async = inspect.iscoroutinefunction(durable_class.start)
+
+
+def _spec(name: str, function: Callable[..., Any]) -> MethodSpec:
+    return MethodSpec(
+        name=name,
+        function=function,
+        is_async=inspect.iscoroutinefunction(function),
+        repeat=getattr(function, "__mobula_repeat__", Repeat.NEVER),
+        interleaved=getattr(function, "__mobula_interleaved__", False),
+        mark=name.encode(),
+    )
 
 
 def by_name(specs: Iterable[ClassSpec]) -> dict[str, ClassSpec]:

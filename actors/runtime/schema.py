@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import key_values, sqlite
+from actors.runtime import alarm, key_values, sqlite
 from actors.runtime.authorizer import RESERVED_PREFIX
 from actors.runtime.connection import ObjectConnection
 from actors.runtime.errors import SchemaTooNew
@@ -21,13 +21,14 @@ from actors.runtime.errors import SchemaTooNew
 REQUESTS_TABLE = RESERVED_PREFIX + "requests"
 
 #: The tables of the runtime itself. Whoever changes them adds one here, and brings older files there.
-RUNTIME_VERSION = 1
+RUNTIME_VERSION = 2
 # Each must do nothing where it was run before.
 _RUNTIME_TABLES = (
     f"CREATE TABLE IF NOT EXISTS {REQUESTS_TABLE} (request_id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL,"
     " result BLOB NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
     f"CREATE INDEX IF NOT EXISTS {REQUESTS_TABLE}_at ON {REQUESTS_TABLE} (at)",
     key_values.CREATE_TABLE,
+    alarm.CREATE_TABLE,
     # Not a table of ours: reading it costs nothing on activation, where it is in the file's first page.
     f"PRAGMA user_version = {RUNTIME_VERSION}",
 )

@@ -15,6 +15,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from actors.runtime import sqlite
+from actors.runtime.alarm import StoredAlarm
 from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
 from actors.runtime.key_values import KeyValues
 from actors.runtime.schema import Schema
@@ -30,8 +31,10 @@ class Storage:
         schema: Schema,
         *,
         database_bytes_max: int = sqlite.DATABASE_BYTES_MAX,
+        takes_alarms: bool = False,
     ) -> None:
         self._object_key = object_key
+        self._takes_alarms = takes_alarms
         self._path = path
         self._transactions_open = 0
         self._created = not path.exists()
@@ -42,7 +45,7 @@ class Storage:
                 sqlite.create(path, schema.template)
             self._connection = sqlite.connect(path, database_bytes_max)
         except (sqlite.Error, OSError) as error:
-            raise self._explain(error, "open") from error
+            raise self.explain(error, "open") from error
         try:
             self._connection.guard(object_key)
             if not self._created:
@@ -52,6 +55,8 @@ class Storage:
             if isinstance(error, sqlite.Error) and (reset := self.what_it_means(error, "migrate")):
                 raise reset from error
             raise
+        #: For the runtime; objects use the methods below.
+        self.alarm = StoredAlarm(self._connection.run_own)
 
     @cached_property
     def database(self) -> Database:
@@ -85,15 +90,35 @@ class Storage:
     def transaction(self) -> Iterator[None]:
         """Undoes what was written within it if it is left by an exception. Nests. Must not hold an `await`."""
         self._transactions_open += 1
-        delete_requested = self.delete_requested
+        delete_requested, in_flight = self.delete_requested, self.alarm.in_flight
         try:
             with self.database.atomic():
                 yield
         except BaseException:
-            self.delete_requested = delete_requested
+            self.delete_requested, self.alarm.in_flight = delete_requested, in_flight
+            self.alarm.forget()
             raise
         finally:
             self._transactions_open -= 1
+
+    def set_alarm(self, at: float) -> None:
+        """Has `alarm` called at or after `at` (seconds since 1970), in place of the alarm there was. The past is now.
+
+        Raises:
+            TypeError: the class has no method `alarm`.
+            InvalidArgument: no such time.
+        """
+        if not self._takes_alarms:
+            raise TypeError(f"{self._object_key} can't take an alarm: its class has no method `alarm`")
+        self.alarm.set(at)
+
+    def get_alarm(self) -> float | None:
+        """When the next alarm is. While the handler runs: the one that it has set, if it has."""
+        return self.alarm.get()
+
+    def delete_alarm(self) -> None:
+        """Takes the alarm back. Once that is committed, a handler that fails is not tried again either."""
+        self.alarm.delete()
 
     @property
     def size_bytes(self) -> int:
@@ -102,7 +127,10 @@ class Storage:
         return int(size_bytes)
 
     def delete_all(self) -> None:
-        """Removes all that the object stores, this turn's writes included. Its file is gone before the reply leaves."""
+        """Removes all that the object stores, this turn's writes and the alarm included.
+
+        Its file is gone before the reply leaves.
+        """
         self.delete_requested = True
 
     # ------------------------------------------------------------------------------------------------------------
@@ -138,7 +166,7 @@ class Storage:
                 self._connection.run_own("BEGIN")
                 self._connection.in_turn = True
         except sqlite.Error as error:
-            raise self._explain(error, "begin") from error
+            raise self.explain(error, "begin") from error
 
     def savepoint(self) -> None:
         self._connection.run_own("SAVEPOINT _mobula_turn")
@@ -149,11 +177,14 @@ class Storage:
     def rollback_to_savepoint(self) -> None:
         """Undoes one turn; what earlier turns of the same transaction wrote stays."""
         self.delete_requested = False
+        self.alarm.forget()
         self._connection.run_own("ROLLBACK TO _mobula_turn")
         self._connection.run_own("RELEASE _mobula_turn")
 
     def rollback(self) -> None:
         self.delete_requested = self._connection.in_turn = False
+        self.alarm.forget()
+        self.alarm.changed = self.alarm.in_flight = False
         # Some errors make SQLite roll back by itself.
         if not self.deleted and self.in_transaction:
             self._connection.run_own("ROLLBACK")
@@ -173,7 +204,19 @@ class Storage:
                 self._connection.run_own("COMMIT")
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
-            raise self._explain(error, "delete" if self.delete_requested else "commit") from error
+            raise self.explain(error, "delete" if self.delete_requested else "commit") from error
+
+    def end_unchanged(self) -> None:
+        """Ends a transaction that has changed no row. Tables may have been made, and are kept.
+
+        Raises:
+            ObjectReset, StorageFull: as `commit`.
+        """
+        try:
+            self._connection.run_own("COMMIT")
+            self._connection.in_turn = False
+        except sqlite.Error as error:
+            raise self.explain(error, "commit") from error
 
     def close(self) -> None:
         """Closes the file. A file that this storage created and nothing was ever committed to is removed again."""
@@ -188,10 +231,11 @@ class Storage:
         lost = self._connection.lost
         error = lost or error
         if sqlite.is_full(error) or sqlite.critical(error):
-            return self._explain(error, operation)
+            return self.explain(error, operation)
         return ObjectReset(self._object_key, f"its transaction was ended by: {lost}") if lost else None
 
-    def _explain(self, error: Exception, operation: str) -> DurableError:
+    def explain(self, error: Exception, operation: str) -> DurableError:
+        """What to tell callers of an error of the disk or the driver."""
         if sqlite.is_busy(error):
             return SlotOwned(self._object_key, "another process that has its database open")
         if sqlite.is_full(error):

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from actors.runtime import ObjectReset
-from actors.runtime.activation import REQUESTS_KEPT_S
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
+from actors.runtime.once import REQUESTS_KEPT_S
 from actors.runtime.storage import Storage
 from tests.behaviours import call_of, outcomes_of
 from tests.objects import Notebook, Refusal

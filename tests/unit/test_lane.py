@@ -52,7 +52,7 @@ class ScriptedLink:
 
 
 def call(name: object, size_bytes: int = 0) -> Call:
-    return "Class", "tenant", "name", str(name), b"x" * size_bytes, ""
+    return "Class", "tenant", "name", str(name), b"x" * size_bytes, "", None
 
 
 async def ticks() -> None:

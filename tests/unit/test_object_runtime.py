@@ -29,13 +29,13 @@ from actors.runtime import (
     read,
     sqlite,
 )
-from actors.runtime.activation import REQUESTS_KEPT_S
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.call import HostLost, HostRetired, unpack
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Namespace, Stub
 from actors.runtime.object import ClassSpec
+from actors.runtime.once import REQUESTS_KEPT_S
 from actors.runtime.storage import Storage
 from tests.behaviours import ObjectBehaviours, call_of, outcomes_of
 from tests.objects import Ledger, Notebook, Refusal, gate_in
