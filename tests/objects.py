@@ -15,7 +15,7 @@ from typing import Any
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, exactly_once, idempotent, read
+from actors.runtime import AlarmInfo, DurableObject, exactly_once, idempotent, read
 from actors.runtime.object import ObjectContext
 
 GATE_TIMEOUT_S = 20.0
@@ -263,6 +263,25 @@ class Notebook(DurableObject):
 
 class Ledger(Notebook):
     """The same under another name: another class of objects, with files of its own."""
+
+
+class AlarmClock(DurableObject):
+    """Touches a file when its alarm is due, so that a test need not call it."""
+
+    def ring_at(self, at: float, bell: Path) -> None:
+        self.storage.kv.put("bell", str(bell))
+        self.storage.set_alarm(at)
+
+    @read
+    def pid(self) -> int:
+        return os.getpid()
+
+    async def alarm(self, info: AlarmInfo) -> None:
+        await asyncio.to_thread(Path(self.storage.kv.get("bell")).touch)
+
+    async def ask(self, other: str) -> int:
+        """The number of the process that another of its kind runs in."""
+        return int(await self.objects.namespace(AlarmClock).get(self.id.tenant, other).pid())
 
 
 def gate_in(folder: Path) -> tuple[Path, Callable[[], None]]:

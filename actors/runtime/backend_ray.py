@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,15 +26,17 @@ from typing import Any
 import ray
 from ray._private import ray_constants, services
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from actors.runtime import class_history, host
+from actors.runtime.alarms import entry_of
 from actors.runtime.call import Call, HostLost, HostRetired, Reply
 from actors.runtime.class_migration import names_in
-from actors.runtime.errors import ClassesRefused, InvalidArgument, ObjectOverloaded, SlotOwned
+from actors.runtime.errors import ClassesRefused, DurableError, InvalidArgument, ObjectOverloaded, SlotOwned
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec
+from actors.runtime.object_files import files_in
 from actors.runtime.object_id import ObjectId
 from actors.runtime.placement import Cluster, Placement
 from actors.runtime.slot import ACQUIRE_WAIT_S, SlotLock, record_slots, slots_of
@@ -48,6 +52,11 @@ START_TIMEOUT_S = 60.0
 #: Lanes of dedicated objects that a caller keeps, and ended dedicated hosts that the control actor remembers.
 _LANES_MAX = 10_000
 _RETIRED_REMEMBERED = 1_000
+_SELF_CALLS_MAX = 100
+_SELF_CALL_TIMEOUT_S = 10.0
+_SELF_CALL_PAUSE_S = 0.1
+#: Alarms of dedicated objects are looked for on disk this often.
+_ALARMS_SCANNED_EVERY_S = 60.0
 #: A dedicated host that does not say how idle it is by then is not idle.
 _ASK_TIMEOUT_S = 1.0
 _ACTOR_OPTIONS: dict[str, Any] = {
@@ -69,6 +78,7 @@ class ObjectHost(host.ObjectHost):
         self._cluster = cluster
         self._control = control
         self._stubs: RayBackend | None = None
+        self._waking: asyncio.Task[None] | None = None
         self._locks: list[SlotLock] = []
         slots = cluster.settings.slots
         objects_dir = cluster.data_dir / "objects"
@@ -104,8 +114,7 @@ class ObjectHost(host.ObjectHost):
         except SlotOwned as owned:
             # Not raised: an actor whose constructor fails is dead for good, and the owner may be on its way out.
             logger.error("host=%s cannot start: %s", name, owned)
-        # Nobody else may call for a long time, and there may be alarms. Here no loop runs yet.
-        context.current_actor.wake.remote()
+        _call_after_start("wake")
 
     def _take_slots(self, wait_s: float) -> None:
         while len(self._locks) < len(self._lock_paths):
@@ -119,14 +128,16 @@ class ObjectHost(host.ObjectHost):
 
     async def wake(self) -> None:
         """Has alarms fired from now on, as any call does."""
+        self._waking = self._waking or asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
         while True:
             try:
                 self._before_call()
+                break
             except SlotOwned:
                 await asyncio.sleep(ACQUIRE_WAIT_S)
-            else:
-                self.begin()
-                return
+        self.begin()
 
     async def batch(self, calls: list[Call]) -> list[Reply]:
         self._before_call()
@@ -143,6 +154,9 @@ class ObjectHost(host.ObjectHost):
 
     async def retire_if_idle(self, idle_for_s: float) -> bool:
         """Ends a dedicated host that had no turn for so long. True once it refuses every call."""
+        next_at = self.alarms.next_at
+        if next_at is not None and next_at - time.time() < self._cluster.settings.idle_after_s:
+            return False  # it would be back before it has been idle again
         if self.idle_for_s < idle_for_s or not self.retire():
             return False
         while self._locks:
@@ -157,6 +171,25 @@ class ObjectHost(host.ObjectHost):
             self._take_slots(0.0)
 
 
+def _call_after_start(method: str) -> None:
+    """Has the actor that is being constructed call itself: nobody else may for a long time, and there may be alarms.
+
+    From a thread, since the constructor has no event loop, and again and again, since an actor that Ray restarts does
+    not get what it sends itself before it is known to be alive.
+    """
+    me = ray.get_runtime_context().current_actor
+
+    def call() -> None:
+        for _ in range(_SELF_CALLS_MAX):
+            try:
+                ray.get(getattr(me, method).remote(), timeout=_SELF_CALL_TIMEOUT_S)
+                return
+            except (RayActorError, GetTimeoutError):
+                time.sleep(_SELF_CALL_PAUSE_S)
+
+    threading.Thread(target=call, name=method, daemon=True).start()
+
+
 class Control:
     """Starts the pool's hosts, and keeps the dedicated ones within their number.
 
@@ -168,11 +201,15 @@ class Control:
         self._cluster = cluster
         self._dedicated: dict[ObjectId, ActorHandle] = {}
         self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)
+        self._placement = Placement(cluster)
+        #: When to start the host of a dedicated object, at the latest: it fires its alarm by itself.
+        self._alarms: dict[ObjectId, float] = {}
         self._reaper: asyncio.Task[None] | None = None
         self._making_room = asyncio.Lock()
         self._pool: list[ActorHandle] = []
         self._refusal: ClassesRefused | InvalidArgument | SlotOwned | None = None
         self._begin(ACQUIRE_WAIT_S)
+        _call_after_start("tend")
 
     def _begin(self, wait_s: float) -> None:
         """Brings the classes on disk up to date, and starts the pool."""
@@ -278,8 +315,6 @@ class Control:
             ObjectOverloaded: as many as may live are there, and none is idle.
         """
         self._require_pool()
-        if self._reaper is None:
-            self._reaper = asyncio.get_running_loop().create_task(self._reap())
         async with self._making_room:
             if object_id not in self._dedicated:
                 if len(self._dedicated) >= self._dedicated_max():
@@ -305,14 +340,48 @@ class Control:
         reason = f"{len(self._dedicated)} dedicated objects are busy"
         raise ObjectOverloaded(str(newcomer), reason, self._cluster.settings.idle_after_s)
 
+    async def tend(self) -> None:
+        """Ends dedicated hosts that are idle, and starts those whose objects have an alarm, for as long as it lives."""
+        if self._reaper is None and self._cluster.dedicated:
+            self._reaper = asyncio.get_running_loop().create_task(self._reap())
+
     async def _reap(self) -> None:
         idle_after_s = self._cluster.settings.idle_after_s
+        scanned_s = -_ALARMS_SCANNED_EVERY_S
         while True:
+            if time.monotonic() - scanned_s >= _ALARMS_SCANNED_EVERY_S:
+                scanned_s = time.monotonic()
+                self._alarms = await asyncio.to_thread(self._alarms_on_disk)
+            await self._wake_for_alarms()
             await asyncio.sleep(min(1.0, idle_after_s / 2))
             for object_id, idle_s in await self._ask_all(lambda handle: handle.idleness_s.remote()):
                 if idle_s >= idle_after_s:
                     async with self._making_room:
                         await self._retire(object_id, idle_after_s)
+
+    def _alarms_on_disk(self, only: ObjectId | None = None) -> dict[ObjectId, float]:
+        """The alarms of all dedicated objects, or of one. Those of objects that run are not kept up to date."""
+        objects_dir, slots = self._cluster.data_dir / "objects", self._cluster.settings.slots
+        classes = {class_name for _, class_name in self._cluster.dedicated} if only is None else {only.class_name}
+        found: dict[ObjectId, float] = {}
+        for path in files_in(objects_dir, classes, range(slots) if only is None else [only.slot(slots)]):
+            if (entry := entry_of(path.name)) is None:
+                continue
+            with contextlib.suppress(InvalidArgument):  # nothing of ours
+                object_id = ObjectId.from_key(path.parent.parent.name, entry[0])
+                if object_id == only or (only is None and self._placement.is_dedicated(object_id)):
+                    found[object_id] = min(entry[1], found.get(object_id, entry[1]))
+        return found
+
+    async def _wake_for_alarms(self) -> None:
+        now = time.time()
+        for object_id in [object_id for object_id, at in self._alarms.items() if at <= now]:
+            try:
+                await self.dedicated(object_id)
+            except DurableError as refused:
+                logger.warning("object=%s its alarm waits: %s", object_id, refused)
+                return  # for the next round
+            del self._alarms[object_id]
 
     async def _ask_all(self, ask: Callable[[ActorHandle], Awaitable[float]]) -> list[tuple[ObjectId, float]]:
         async def one(object_id: ObjectId, handle: ActorHandle) -> tuple[ObjectId, float]:
@@ -340,6 +409,7 @@ class Control:
         self._retired.append(handle._actor_id.hex())
         ray.kill(handle, no_restart=True)
         del self._dedicated[object_id]
+        self._alarms |= await asyncio.to_thread(self._alarms_on_disk, object_id)
         return True
 
 

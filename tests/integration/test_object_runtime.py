@@ -28,7 +28,7 @@ from actors.runtime.placement import Cluster, Placement
 from actors.runtime.sqlite import wal_of
 from tests.behaviours import ObjectBehaviours, call_of
 from tests.conftest import REPOSITORY
-from tests.objects import Ledger, Notebook, Refusal, gate_in
+from tests.objects import AlarmClock, Ledger, Notebook, Refusal, gate_in
 
 WAIT_S = 20.0
 #: A killed host is back within 3 s on a quiet machine; this one may be running much else.
@@ -46,10 +46,10 @@ async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = WA
 def cluster(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     return Cluster(
         data_dir=tmp_path_factory.mktemp("cluster") / "data",
-        classes=(Notebook, Ledger),
+        classes=(Notebook, Ledger, AlarmClock),
         settings=HostSettings(slots=16, idle_after_s=1.0),
         hosts=2,
-        dedicated=frozenset({("solo", "Notebook")}),
+        dedicated=frozenset({("solo", "Notebook"), ("solo", "AlarmClock")}),
         dedicated_max=2,
         host_resource="mobula_data",
     )
@@ -173,6 +173,43 @@ class TestDedicatedObject:
         await solo.add("kept")
         ray.kill(ray.get_actor(solo.id.key, namespace="Notebook"), no_restart=True)
         assert await solo.lines() == ["kept"]
+
+
+class TestAlarm:
+    """Nobody calls, and the alarm comes all the same."""
+
+    async def test_it_comes_after_its_host_was_killed(self, backend: RayBackend, tmp_path: Path) -> None:
+        clock, bell = backend.namespace(AlarmClock).get("acme", secrets.token_hex(4)), tmp_path / "bell"
+        pid = await clock.pid()
+        await clock.ring_at(time.time() + 1.0, bell)
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: asyncio.to_thread(bell.exists))
+        assert await clock.pid() != pid
+
+    async def test_it_starts_a_dedicated_object_that_had_ended(self, backend: RayBackend, tmp_path: Path) -> None:
+        clock, bell = backend.namespace(AlarmClock).get("solo", secrets.token_hex(4)), tmp_path / "bell"
+        await clock.ring_at(time.time() + 5.0, bell)
+
+        async def gone() -> bool:
+            return not actor_is_there(clock)
+
+        await eventually(gone)
+        assert not bell.exists()
+        await eventually(lambda: asyncio.to_thread(bell.exists))
+
+    async def test_objects_call_each_other_across_hosts(self, cluster: Cluster, backend: RayBackend) -> None:
+        clocks, placement = backend.namespace(AlarmClock), Placement(cluster)
+        first, second = [
+            next(
+                stub
+                for number in range(50)
+                if placement.pool_host((stub := clocks.get("acme", f"c{number}")).id) == host
+            )
+            for host in (0, 1)
+        ]
+        assert await first.ask(second.id.name) == await second.pid() != await first.pid()
+        solo = clocks.get("solo", secrets.token_hex(4))
+        assert await solo.ask(solo.id.name + "x") == await clocks.get("solo", solo.id.name + "x").pid()
 
 
 class TestObjectRef:
