@@ -13,6 +13,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
        ├ ObjectOverloaded(reason, retry_after_s)    retryable
        ├ ObjectReset(reason)                        retryable: the instance was lost before it replied
        ├ ObjectFailed(error, message)               the class raised something that could not travel
+       ├ ObjectQuarantined(reason, since)           it failed again and again, and is not loaded until it is released
        ├ RequestReused                              a request id came back with other arguments
        ├ SchemaTooNew(found, known)                 the file was written by newer code
        ├ StatementRefused(action, why)              the author's SQL did what is the runtime's
@@ -21,6 +22,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -143,6 +145,21 @@ class ObjectFailed(ObjectError):
 
     def __str__(self) -> str:
         return f"{self.object_key} raised {self.error}: {self.message}"
+
+
+class ObjectQuarantined(ObjectError):
+    """The object ended its host, or failed to activate, time after time. The call was not run, and none will be until
+    somebody releases the object or other code is deployed. `since` is in seconds since 1970.
+    """
+
+    def __init__(self, object_key: str, reason: str, since: float) -> None:
+        super().__init__(object_key, reason, since)
+        self.reason = reason
+        self.since = since
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, UTC).isoformat(sep=" ", timespec="seconds")
+        return f"{self.object_key} is quarantined since {since}: {self.reason}"
 
 
 class RequestReused(ObjectError):

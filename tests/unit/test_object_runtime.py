@@ -679,7 +679,7 @@ def subclasses_of(root: type[DurableError]) -> list[type[DurableError]]:
 RUNTIME_ERRORS = [
     error for error in dict.fromkeys(subclasses_of(DurableError)) if error.__module__.startswith("actors.")
 ]
-FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "value": "x" * 200}
+FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "since": 1_000_000_000.0, "value": "x" * 200}
 
 
 @pytest.mark.parametrize("error_class", RUNTIME_ERRORS, ids=lambda error_class: error_class.__name__)
