@@ -32,8 +32,8 @@ CRASHES_MAX = 3
 FAILURES_MAX = 5
 #: Strikes older than this are forgotten: what happens once a month is no row.
 STRIKES_KEPT_S = 86_400.0
-#: Objects that one host keeps count of, each with a file and about 1 kB of memory. Broken code may make trouble in every
-#: object there is; above this the ones that did least and longest ago are forgotten, and may begin again.
+#: Objects that one host keeps count of, each with a file and about 1 kB of memory. Broken code may make trouble in all
+#: objects there are; above this the ones that did least and longest ago are forgotten, and may begin again.
 TROUBLED_MAX = 10_000
 
 
@@ -80,11 +80,10 @@ class Quarantine:
 
         A record that can't be read counts for nothing, and makes the object a suspect whose next success removes it.
         """
-        found = self._troubled.get(object_id)
-        if found is not None:
-            return found
-        path = trouble.path_of(object_id, self._objects_dir, self._slots)
-        now = self._clock.now()
+        if object_id in self._troubled:
+            return self._troubled[object_id]
+        path, now = self._path(object_id), self._clock.now()
+        found: Trouble | None
         try:
             found = self._still_held(trouble.read(path, object_id), now)
         except FileNotFoundError:
@@ -260,4 +259,5 @@ def _told(error: Exception) -> str:
         message = str(error)
     except Exception:  # the error's own code, which may raise anything
         message = "an error that can't be shown"
-    return bounded(f"{type(error).__name__}: {message}")
+    told = bounded(f"{type(error).__name__}: {message}")
+    return told.encode(errors="backslashreplace").decode()  # lone surrogates, which not everything can show

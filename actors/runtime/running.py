@@ -100,7 +100,7 @@ def _map(path: Path) -> mmap.mmap:
     try:
         missing = SIZE_BYTES - os.fstat(descriptor).st_size
         if missing > 0:
-            # Written and not just made longer: a full disk is to be met here, and not as SIGBUS in the middle of a turn.
+            # Written and not just made longer: a full disk is to be met here, and not as SIGBUS in a turn.
             written = os.pwrite(descriptor, bytes(missing), SIZE_BYTES - missing)
             if written < missing:
                 raise OSError(f"only {written} of {missing} bytes could be written")

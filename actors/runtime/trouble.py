@@ -88,8 +88,7 @@ def read(path: Path, object_id: ObjectId) -> Trouble | None:
         FileNotFoundError: nothing is.
         OSError, ValueError: something is, and it can't be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
+    with open(path, "rb", opener=_open_nothing_strange) as file:
         text = file.read(RECORD_BYTES_MAX + 1)
     if len(text) > RECORD_BYTES_MAX:
         raise ValueError(f"{path} is longer than a record")
@@ -143,6 +142,11 @@ def remove(path: Path, *, durable: bool) -> None:
         return
     if durable:
         sync_folder(path.parent)
+
+
+def _open_nothing_strange(path: str, flags: int) -> int:
+    # A link is not ours, and a pipe would have us wait.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _plain(trouble: Trouble) -> dict[str, Any]:
