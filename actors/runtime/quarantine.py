@@ -83,7 +83,6 @@ class Quarantine:
         if object_id in self._troubled:
             return self._troubled[object_id]
         path, now = self._path(object_id), self._clock.now()
-        found: Trouble | None
         try:
             found = self._still_held(trouble.read(path, object_id), now)
         except FileNotFoundError:

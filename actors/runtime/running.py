@@ -32,6 +32,8 @@ ACTIVATION = "(activation)"
 _SET = b"\x01"
 _CHECKSUM_END = 5
 _LENGTH_END = 7
+# Not the first byte alone: the next mark, half set, would bring back the one before.
+_NONE = bytes(_LENGTH_END)
 
 
 def bounded_method(method: str) -> str:
@@ -67,7 +69,7 @@ class RunningMark:
 
     def clear(self) -> None:
         """No object's code is running."""
-        self._page[0] = 0
+        self._page[:_LENGTH_END] = _NONE
 
     def read(self) -> tuple[ObjectId, str] | None:
         """The object and the method that are marked. None if there are none, or if the file is anything else."""

@@ -81,7 +81,7 @@ def path_of(object_id: ObjectId, objects_dir: Path, slots: int) -> Path:
     return object_id.path(objects_dir, slots).with_suffix(f".{ENDING}")
 
 
-def read(path: Path, object_id: ObjectId) -> Trouble | None:
+def read(path: Path, object_id: ObjectId) -> Trouble:
     """What is recorded at `path`, of that object.
 
     Raises:
