@@ -235,16 +235,14 @@ class Quarantine:
     def _path(self, object_id: ObjectId) -> Path:
         return trouble.path_of(object_id, self._objects_dir, self._slots)
 
-    def _id_of(self, path: Path) -> ObjectId | None:
-        """Whose record it is, by its place alone."""
+    @staticmethod
+    def _id_of(path: Path) -> ObjectId | None:
+        """Whose record it is, by its place alone. One in the wrong slot is not looked at: the object's own place is."""
         try:
-            object_id = ObjectId.from_key(path.parent.parent.name, path.stem)
+            return ObjectId.from_key(path.parent.parent.name, path.stem)
         except InvalidArgument:
-            object_id = None
-        if object_id is None or self._path(object_id) != path:
-            logger.warning("path=%s is a record of no object here", path)
+            logger.warning("path=%s is the record of no object", path)
             return None
-        return object_id
 
 
 def _weight(found: Trouble) -> tuple[bool, bool, float]:
