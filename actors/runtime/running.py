@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -28,12 +29,10 @@ METHOD_BYTES_MAX = 200
 #: method has such a name.
 ACTIVATION = "(activation)"
 
-# One byte that says whether there is a mark, a checksum of the rest, the length of the text, the text.
-_SET = b"\x01"
-_CHECKSUM_END = 5
-_LENGTH_END = 7
-# Not the first byte alone: the next mark, half set, would bring back the one before.
-_NONE = bytes(_LENGTH_END)
+# One byte that says whether there is a mark, a checksum of it, its length. Then the mark.
+_HEAD = struct.Struct(">BIH")
+_NONE = bytes(_HEAD.size)
+_MARK_BYTES_MAX = SIZE_BYTES - _HEAD.size
 
 
 def bounded_method(method: str) -> str:
@@ -42,10 +41,8 @@ def bounded_method(method: str) -> str:
 
 
 def encode_mark(object_id: ObjectId, method: str) -> bytes:
-    """What `RunningMark.set` takes. Worth keeping for the next turn of the same method."""
-    text = "\0".join((object_id.class_name, object_id.stem, bounded_method(method))).encode()
-    body = len(text).to_bytes(2) + text
-    return _SET + zlib.crc32(body).to_bytes(4) + body
+    """What `RunningMark.set` takes: class, stem and method, each ended by a zero byte but the last."""
+    return f"{object_id.class_name}\0{object_id.stem}\0{bounded_method(method)}".encode()
 
 
 class RunningMark:
@@ -63,24 +60,32 @@ class RunningMark:
             logger.error("path=%s an object that crashes its host will not be recognised: %s", path, error)
             self._page = bytearray(SIZE_BYTES)
 
-    def set(self, encoded: bytes) -> None:
-        """The code that `encode_mark` was told of begins to run."""
-        self._page[: len(encoded)] = encoded
+    def set(self, mark: bytes) -> None:
+        """The code of an object begins to run.
+
+        Args:
+            mark: from `encode_mark`, or put together as it does.
+        """
+        marked = _HEAD.pack(1, zlib.crc32(mark), len(mark)) + mark
+        if len(marked) > SIZE_BYTES:
+            return self.set(mark[:_MARK_BYTES_MAX])
+        self._page[: len(marked)] = marked
 
     def clear(self) -> None:
         """No object's code is running."""
-        self._page[:_LENGTH_END] = _NONE
+        # Not the first byte alone: the next mark, half set, would bring back the one before.
+        self._page[: _HEAD.size] = _NONE
 
     def read(self) -> tuple[ObjectId, str] | None:
         """The object and the method that are marked. None if there are none, or if the file is anything else."""
         page = bytes(self._page)
-        length = int.from_bytes(page[_CHECKSUM_END:_LENGTH_END])
-        body = page[_CHECKSUM_END : _LENGTH_END + length]
-        if page[:1] != _SET or zlib.crc32(body).to_bytes(4) != page[1:_CHECKSUM_END]:
+        is_set, checksum, length = _HEAD.unpack_from(page)
+        mark = page[_HEAD.size : _HEAD.size + length]
+        if is_set != 1 or zlib.crc32(mark) != checksum:
             return None
         try:
-            class_name, stem, method = body[_LENGTH_END - _CHECKSUM_END :].decode().split("\0")
-            return ObjectId.from_key(class_name, stem), method
+            class_name, stem, method = mark.split(b"\0")
+            return ObjectId.from_key(class_name.decode(), stem.decode()), bounded_method(method.decode(errors="ignore"))
         except (ValueError, InvalidArgument):  # a checksum that fits by chance, or a mark of other code
             return None
 
