@@ -26,8 +26,8 @@ logger = logging.getLogger("mobula.objects")
 SIZE_BYTES = 1024
 METHOD_BYTES_MAX = 200
 #: Stands for a method while an object's own code makes it resident: its migrations, its constructor and `start`. No
-#: method has such a name.
-ACTIVATION = "(activation)"
+#: method that a stub may call has this name.
+ACTIVATION = "start"
 
 # One byte that says whether there is a mark, a checksum of it, its length. Then the mark.
 _HEAD = struct.Struct(">BIH")
