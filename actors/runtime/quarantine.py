@@ -13,7 +13,7 @@ one that breaks something which ends the process later, in another's turn.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ STRIKES_KEPT_S = 86_400.0
 #: Objects that one host keeps count of, each with a file and about 1 kB of memory. Broken code may make trouble in all
 #: objects there are; above this the ones that did least and longest ago are forgotten, and may begin again.
 TROUBLED_MAX = 10_000
+_ENDINGS = (f".{trouble.ENDING}", f".{trouble.UNFINISHED_ENDING}")
 
 
 class Quarantine:
@@ -62,18 +63,22 @@ class Quarantine:
 
     # -- at start
 
-    def load(self, paths: Iterable[Path]) -> None:
+    def load(self, paths: Iterable[Path], owns: Callable[[ObjectId], bool]) -> None:
         """Learns what earlier hosts recorded.
 
         Args:
             paths: the files in the folders of the host's slots; those that are no records are passed over. They may be
                 removed meanwhile.
+            owns: whether an object is the host's. In its slots are others as well, and their records are not its to
+                touch.
         """
         for path in paths:
-            if path.suffix == f".{trouble.UNFINISHED_ENDING}":
-                self._remove_file(path, durable=False)
-            elif path.suffix == f".{trouble.ENDING}" and (object_id := self._id_of(path)) is not None:
+            if path.suffix not in _ENDINGS or (object_id := self._id_of(path)) is None or not owns(object_id):
+                continue
+            if path.suffix == _ENDINGS[0]:
                 self.known(object_id)
+            else:
+                self._remove_file(path, durable=False)
 
     def known(self, object_id: ObjectId) -> Trouble | None:
         """What is held against the object, read from its file if this host has not met it yet. None: nothing.

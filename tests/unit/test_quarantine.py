@@ -50,7 +50,7 @@ class World:
 
     def restart(self, code: str = "code-1", **options: Any) -> Quarantine:
         self.host = Quarantine(self.objects_dir, SLOTS, code=code, clock=self.clock, **options)
-        self.host.load(sorted(self.objects_dir.rglob("*")))
+        self.host.load(sorted(self.objects_dir.rglob("*")), lambda _: True)
         return self.host
 
     def crash(self, object_id: ObjectId = BAD, method: str = "crash", times: int = 1) -> Trouble:
@@ -583,6 +583,17 @@ def test_what_stands_in_a_records_place_keeps_no_host_from_starting(world: World
     world.restart()
     assert world.host.quarantined() == []
     assert not descriptors or len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_records_of_objects_that_others_own_are_not_touched(world: World) -> None:
+    world.crash(times=CRASHES_MAX)
+    world.crash(GOOD)
+    world.path(GOOD).with_suffix(".trouble-new").write_text("{")
+    before = world.files
+    host = Quarantine(world.objects_dir, SLOTS, code="code-2", clock=world.clock)
+    host.load(sorted(world.objects_dir.rglob("*")), lambda _: False)
+    assert not host.is_suspect(BAD)
+    assert world.files == before
 
 
 def test_what_was_not_finished_is_removed_at_the_next_start(world: World) -> None:
