@@ -284,6 +284,46 @@ class AlarmClock(DurableObject):
         return int(await self.objects.namespace(AlarmClock).get(self.id.tenant, other).pid())
 
 
+class Poison(DurableObject):
+    """Ends the process of its host: when it is told to, or for as long as a file, the trap, is there."""
+
+    def start(self) -> None:
+        self._spring("start")
+
+    def set_trap(self, where: str, trap: Path) -> None:
+        """
+        Args:
+            where: "start", "alarm" or "touch".
+            trap: while it is there the object crashes in that place.
+        """
+        self.storage.kv.put(f"trap/{where}", str(trap))
+
+    def crash(self) -> None:
+        os._exit(1)
+
+    @idempotent
+    def touch(self) -> int:
+        self._spring("touch")
+        return os.getpid()
+
+    @idempotent
+    def ring_now(self) -> None:
+        self.storage.set_alarm(self.clock.now())
+
+    @read
+    def rang(self) -> int:
+        return int(self.storage.kv.get("rang") or 0)
+
+    def alarm(self, info: object) -> None:
+        self._spring("alarm")
+        self.storage.kv.put("rang", self.rang() + 1)
+
+    def _spring(self, where: str) -> None:
+        trap = self.storage.kv.get(f"trap/{where}")
+        if trap is not None and Path(str(trap)).exists():
+            os._exit(1)
+
+
 def gate_in(folder: Path) -> tuple[Path, Callable[[], None]]:
     """A gate for `add_around_gate`, and what opens it."""
     gate = folder / f"gate-{secrets.token_hex(4)}"

@@ -26,6 +26,8 @@ from actors.runtime.gates import Gate
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
 from actors.runtime.object_id import ObjectId
 from actors.runtime.once import answer_once
+from actors.runtime.quarantine import Quarantine
+from actors.runtime.running import ACTIVATION
 from actors.runtime.steps import StorageLost, require_unwritten, run_in_steps
 from actors.runtime.storage import Storage
 from actors.runtime.turn import PLAIN_TURN, Turn, TurnContext, context_of, current_turn
@@ -35,6 +37,7 @@ logger = logging.getLogger("mobula.objects")
 
 #: Raised to end a process, a generator or a task. Out of a method they end the turn, not the host with all its objects.
 _NOT_FOR_THE_HOST = (SystemExit, GeneratorExit, asyncio.CancelledError)
+_ACTIVATION = ACTIVATION.encode()
 _ALONE = MethodSpec(name="block_concurrency_while", function=lambda: None, is_async=True, repeat=Repeat.NEVER)
 
 
@@ -45,6 +48,7 @@ class HostServices:
     clock: Clock
     alarms: AlarmIndex
     watch: Watch
+    quarantine: Quarantine
     #: Makes the instance; raises whatever the author's code does.
     open_object: Callable[[Activation], DurableObject]
     #: Makes a transaction durable.
@@ -242,19 +246,21 @@ class Activation:
         storage, watch = context.storage, self._services.watch
         storage.begin()
         before = storage.rows_changed
-        watch.enter(self._mark + b"start")
+        watch.enter(self._mark + _ACTIVATION)
         try:
             instance = spec.durable_class(context)
             if not spec.starts_async:
                 instance.start()
         finally:
-            watch.leave(self.id, "start")
+            watch.leave(self.id, ACTIVATION)
         if storage.rows_changed == before:
             storage.end_unchanged()
         else:
             self._commit(storage)
         if spec.starts_async:
             self.run_alone(instance.start)
+        elif self._services.quarantine.is_suspect(self.id):
+            self._services.quarantine.activated(self.id)
         return instance
 
     def _too_late(self, turn: Turn, now_s: float) -> DurableError | None:
@@ -362,7 +368,13 @@ class Activation:
             raise failed(self._key, error) from error
         finally:
             watch.leave(self.id, method.name)
+            self._survived(method)
         return self._pack(value)
+
+    def _survived(self, method: MethodSpec) -> None:
+        quarantine = self._services.quarantine
+        if quarantine.is_suspect(self.id):
+            quarantine.succeeded(self.id, method.name)
 
     def _pack(self, value: Any) -> Reply:
         try:
@@ -388,6 +400,7 @@ class Activation:
         current_turn.set(context)
         await run(instance, turn, context)
         context.ended = True
+        self._survived(turn.method)
         if self.instance is instance and instance.storage.deleted:
             self.instance = None
         self._running.pop(turn, None)
@@ -467,16 +480,20 @@ class Activation:
             current_turn.set(TurnContext((self._key,), clock.monotonic() + timeout_s, clock, self.output))
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._in_steps(instance, _ALONE, callback(), lambda value: value, gate=False)
+                result = await self._in_steps(instance, _ALONE, callback(), lambda value: value, gate=False)
         except Exception as error:  # of the author's callback
             reason = f"no end within {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
             lost = self._lost(instance.storage, error)
             reset = lost or ObjectReset(self._key, f"block_concurrency_while failed: {type(error).__name__}: {reason}")
             self._reset(reset, [], instance)
             if starting:
+                self._services.quarantine.activation_failed(self.id, error)
                 # Each of them would start it again, and wait for it again.
                 self._refuse_waiting(raised(self._key, self._meaning(reset)))
             raise
+        if starting and self._services.quarantine.is_suspect(self.id):
+            self._services.quarantine.activated(self.id)
+        return result
 
     # -- alarms
 

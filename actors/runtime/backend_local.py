@@ -21,6 +21,7 @@ from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec, DurableObject, by_name
 from actors.runtime.object_id import ObjectId
+from actors.runtime.placement import code_of
 from actors.runtime.slot import SlotLock, record_slots
 from actors.runtime.storage import Storage
 
@@ -64,6 +65,8 @@ class LocalBackend:
                 owns=lambda _: True,
                 slots=range(settings.slots),
                 objects=lambda: self,
+                mark_path=data_dir / "slots" / "local.running",
+                code=code_of(spec.durable_class for spec in specs),
                 settings=settings,
                 clock=clock,
                 chance=chance,

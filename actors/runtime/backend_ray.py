@@ -86,10 +86,12 @@ class ObjectHost(host.ObjectHost):
             mine = frozenset(slots_of(number, cluster.hosts, slots))
             name = f"host-{number}"
             self._lock_paths = [cluster.data_dir / "slots" / f"{slot:03d}.lock" for slot in sorted(mine)]
+            mark_path = cluster.data_dir / "slots" / f"{name}.running"
         else:
             mine = frozenset([dedicated.slot(slots)])
             name = str(dedicated)
             self._lock_paths = [dedicated.path(objects_dir, slots).with_suffix(".lock")]
+            mark_path = self._lock_paths[0].with_suffix(".running")
         placement = Placement(cluster)
 
         def owns(object_id: ObjectId) -> bool:
@@ -104,6 +106,8 @@ class ObjectHost(host.ObjectHost):
             owns=owns,
             slots=mine,
             objects=self._all_objects,
+            mark_path=mark_path,
+            code=control,
             settings=cluster.settings,
         )
         context = ray.get_runtime_context()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ FORMAT = 1
 # No class has a name with a dot.
 _MOVING = ".moving"
 _DELETED = ".deleted"
-#: Beside an object's database, and of no use without its process: locks, and databases that were not finished.
-_PASSING = ("lock", "new")
-#: What SQLite keeps beside a database, and takes for its own if it finds it there.
-_LOGS = ("sqlite-wal", "sqlite-shm", "sqlite-journal")
+#: Beside an object's database, and of no use without its process: locks, marks, and files that were not finished.
+_PASSING = ("lock", "new", "running", "trouble-new")
+#: Beside an object's database, and of no use without it: what SQLite keeps there, and takes for its own if it finds it;
+#: what is held against the object; and when its alarms are due.
+_COMPANION = re.compile(r"sqlite-(wal|shm|journal)|trouble|a[0-9]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,20 +142,24 @@ class ClassFiles:
         return deleted
 
     def _tidy(self, source: Path, target: str) -> None:
-        """Removes what SQLite must not find beside a database that is not its own."""
+        """Removes what would stand beside a database that is not its own."""
+        moving = set()
         for path in _files(source):
             goal = self._target_of(path, target)
             _, ending = _split(path)
-            if ending in _PASSING or (ending in _LOGS and not path.with_suffix(".sqlite").exists()):
+            if ending in _PASSING or (_COMPANION.fullmatch(ending) and not path.with_suffix(".sqlite").exists()):
                 self._step(f"remove {path.name}")
                 path.unlink()
             elif path.suffix == ".sqlite":
                 if goal.exists():
                     raise ClassesRefused(str(goal), "", target, "is there already, and would be overwritten")
-                for log in [goal.with_suffix(f".{log}") for log in _LOGS]:
-                    if log.exists():
-                        self._step(f"remove {log.name}")
-                        log.unlink()
+                moving.add(goal)
+        # One look at the folders: how many alarms an object has, and when, its name does not say.
+        for path in _files(self._objects_dir / target) if moving else ():
+            stem, ending = _split(path)
+            if _COMPANION.fullmatch(ending) and path.with_name(f"{stem}.sqlite") in moving:
+                self._step(f"remove {path.name}")
+                path.unlink()
 
     def _drain(self, target: str) -> int:
         moving = self._objects_dir / _MOVING

@@ -14,6 +14,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
        ├ ObjectReset(reason)                        retryable: the instance was lost before it replied
        ├ ObjectFailed(error, message)               the class raised something that could not travel
        ├ CallCycle(chain)                           the object waits for the caller, and would wait for ever
+       ├ ObjectQuarantined(reason, since)           it failed again and again, and is not loaded until it is released
        ├ RequestReused                              a request id came back with other arguments
        ├ SchemaTooNew(found, known)                 the file was written by newer code
        ├ StatementRefused(action, why)              the author's SQL did what is the runtime's
@@ -22,6 +23,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -155,6 +157,21 @@ class CallCycle(ObjectError):
 
     def __str__(self) -> str:
         return f"{self.object_key} waits for this call, by way of {' > '.join(self.chain)}: it would wait for ever"
+
+
+class ObjectQuarantined(ObjectError):
+    """The object ended its host, or failed to activate, time after time. The call was not run, and none will be until
+    somebody releases the object or other code is deployed. `since` is in seconds since 1970.
+    """
+
+    def __init__(self, object_key: str, reason: str, since: float) -> None:
+        super().__init__(object_key, reason, since)
+        self.reason = reason
+        self.since = since
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, UTC).isoformat(sep=" ", timespec="seconds")
+        return f"{self.object_key} is quarantined since {since}: {self.reason}"
 
 
 class RequestReused(ObjectError):

@@ -27,6 +27,8 @@ from actors.runtime.namespace import Objects
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
 from actors.runtime.object_files import files_in
 from actors.runtime.object_id import ObjectId
+from actors.runtime.quarantine import Quarantine
+from actors.runtime.running import RunningMark
 from actors.runtime.schema import Schema
 from actors.runtime.storage import Storage
 from actors.runtime.turn import Turn
@@ -77,6 +79,8 @@ class ObjectHost:
         owns: whether the host owns an object; a call for another one is refused, never run.
         slots: those that the host's objects are in.
         objects: gives all objects, for those that call others.
+        mark_path: where the host notes whose code it runs.
+        code: names the code that the host runs.
         chance: numbers from 0 to 1, to spread retries.
         commit: makes a transaction of an object durable; a test may have it fail.
     """
@@ -90,6 +94,8 @@ class ObjectHost:
         owns: Callable[[ObjectId], bool],
         slots: Iterable[int],
         objects: Callable[[], Objects],
+        mark_path: Path,
+        code: str,
         settings: HostSettings,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
@@ -106,10 +112,14 @@ class ObjectHost:
         self._settings = settings
         self._clock = clock or SystemClock()
         self.alarms = AlarmIndex(self._objects_dir, settings.slots, self._alarms_changed)
+        self.quarantine = Quarantine(self._objects_dir, settings.slots, code=code, clock=self._clock)
+        self._mark_path = mark_path
+        self._watch = Watch(settings.slow_turn_ms)
         self._services = HostServices(
             clock=self._clock,
             alarms=self.alarms,
-            watch=Watch(settings.slow_turn_ms),
+            watch=self._watch,
+            quarantine=self.quarantine,
             open_object=self._open,
             commit=commit or _commit,
             resume=self._resume,
@@ -128,9 +138,17 @@ class ObjectHost:
         self._alarms_swept_s = self._started_s = self._clock.monotonic()
 
     def load(self) -> None:
-        """Finds the alarms of the host's objects on disk. To be called once the host owns its slots."""
-        files = files_in(self._objects_dir, self._classes, self._slots)
-        self.alarms.load(path for path in files if self._is_mine(path))
+        """Finds what earlier hosts left of alarms and troubles. To be called once the host owns its slots."""
+        if self._watch.mark is not None:
+            return
+        found = list(files_in(self._objects_dir, self._classes, self._slots))
+        self.quarantine.load(found, self._owns)
+        self._watch.mark = mark = RunningMark(self._mark_path)
+        ran = mark.read()
+        if ran is not None and self._owns(ran[0]):
+            self.quarantine.crashed(*ran)
+        mark.clear()
+        self.alarms.load(path for path in found if self._is_mine(path))
 
     def begin(self) -> None:
         """Has the running loop fire alarms and let objects hibernate from now on."""
@@ -202,8 +220,16 @@ class ObjectHost:
             self.alarms.rearm()
         due = self.alarms.take_due(now, _ALARMS_AT_ONCE)
         for object_id in due:
-            self.fire_alarm(object_id)
+            if self.quarantine.refusal(object_id) is None:  # else it is looked at again with the next sweep
+                self.fire_alarm(object_id)
         return len(due)
+
+    def release(self, object_id: ObjectId) -> bool:
+        """Ends the quarantine of an object. Says whether it was in one."""
+        released = self.quarantine.release(object_id)
+        self.alarms.rearm()
+        self._alarms_changed()
+        return released
 
     def fire_alarm(self, object_id: ObjectId, *, forced: bool = False) -> Turn:
         """Has the object's alarm handler run, if it has an alarm whose time has come.
@@ -338,6 +364,8 @@ class ObjectHost:
             activation.abandon("its host is stopping")
         self._activations.clear()
         self._ids.clear()
+        if self._watch.mark is not None:
+            self._watch.mark.close(remove=True)
 
     # -- inside
 
@@ -409,6 +437,15 @@ class ObjectHost:
             self._run([activation])
 
     def _open(self, activation: Activation) -> DurableObject:
+        if (refusal := self.quarantine.refusal(activation.id)) is not None:
+            raise refusal
+        try:
+            return self._construct(activation)
+        except Exception as error:  # constructors and migrations are the author's code
+            self.quarantine.activation_failed(activation.id, error)
+            raise
+
+    def _construct(self, activation: Activation) -> DurableObject:
         object_id = activation.id
         spec = self._classes[object_id.class_name]
         storage = Storage(

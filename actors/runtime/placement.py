@@ -48,9 +48,16 @@ class Cluster:
         classes = [f"{durable_class.__module__}.{durable_class.__qualname__}" for durable_class in self.classes]
         plain = (self.data_dir, self.settings, self.hosts, sorted(self.dedicated), self.dedicated_max, sorted(classes))
         digest.update(repr((plain, self.host_resource, self.history)).encode())
-        for source in _sources(self.classes):
-            digest.update(source.read_bytes())
+        digest.update(code_of(self.classes).encode())
         return digest.hexdigest()
+
+
+def code_of(classes: Iterable[type[DurableObject]]) -> str:
+    """Names the code that decides how objects behave."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in _sources(classes):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def _sources(classes: Iterable[type[DurableObject]]) -> list[Path]:

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-from actors import DurableError, InvalidArgument, ObjectNotFound
+from actors import DurableError, InvalidArgument, ObjectNotFound, ObjectQuarantined
 from deployments.document_errors import DocumentError, DocumentTooLarge
 from deployments.errors import (
     BodyTooLarge,
@@ -37,6 +37,8 @@ logger = logging.getLogger("mobula.ingress")
 MEDIA_TYPE = "application/problem+json"
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
+# A URI that nobody can mistake for a page: RFC 9457 wants `tag:` where there is none to show.
+OBJECT_QUARANTINED = "tag:mobula,2025:object-quarantined"
 VALUE_CHARS_MAX = 80
 VALIDATION_ERRORS_MAX = 20
 RETRY_AFTER_DEFAULT_S = 1.0
@@ -101,6 +103,15 @@ def problem_of(error: Exception) -> Response:
             return problem(422, f"{error.name}: {error.problem}")
         case ModelTimeout():
             return problem(504, f"the model gave no whole answer within {error.timeout_s:g} s")
+        case ObjectQuarantined():
+            # Without Retry-After: it ends when somebody has looked, and no clock says when.
+            return problem(
+                503,
+                "what this request needs has failed again and again, and is set aside until somebody has looked at it; "
+                "the request was not carried out",
+                problem_type=OBJECT_QUARANTINED,
+                title="Set Aside After Repeated Failures",
+            )
         case DurableError() | ServiceError() | DocumentError() if error.retryable:
             return unavailable(error.retry_after_s)
         case BackPressureError() | DeploymentUnavailableError() | RayError() if not isinstance(error, RayTaskError):

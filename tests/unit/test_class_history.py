@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -202,6 +203,83 @@ def test_locks_and_unfinished_databases_stay_behind(data: Data) -> None:
     data.path("Apple", "a").with_suffix(".new").write_text("")
     data.apply(BEGIN, second(renamed=(("Apple", "Fig"),)))
     assert [path.name for path in data.path("Fig", "a").parent.iterdir()] == ["acme:a.sqlite"]
+
+
+COMPANIONS = ("trouble", "a1700000000000", "a1700000000001", "sqlite-wal")
+
+
+def put_beside(data: Data, class_name: str, name: str, *endings: str, text: str = "") -> None:
+    path = data.path(class_name, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for ending in endings:
+        path.with_suffix(f".{ending}").write_text(text or f"{class_name} {name} {ending}")
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "a.trouble", "a.a17"])
+@pytest.mark.parametrize(
+    ("target", "migration"),
+    [("Fig", second(renamed=(("Apple", "Fig"),))), ("Pear", second(transferred=(("Apple", "Pear"),)))],
+    ids=["renamed", "transferred"],
+)
+def test_alarms_and_troubles_go_with_their_object(
+    data: Data, target: str, migration: ClassMigration, name: str
+) -> None:
+    data.apply(BEGIN)
+    data.put("Apple", name)
+    put_beside(data, "Apple", name, *COMPANIONS, "running", "trouble-new")
+    data.apply(BEGIN, migration)
+    stem = data.path(target, name).name.removesuffix(".sqlite")
+    assert {path.name: path.read_text() for path in data.path(target, name).parent.iterdir()} == {
+        f"{stem}.sqlite": f"Apple {name}",
+        **{f"{stem}.{ending}": f"Apple {name} {ending}" for ending in COMPANIONS},
+    }
+
+
+def test_a_deleted_class_leaves_neither_alarms_nor_troubles(data: Data) -> None:
+    data.apply(BEGIN)
+    data.put("Apple", "a")
+    put_beside(data, "Apple", "a", *COMPANIONS)
+    put_beside(data, "Apple", "gone", *COMPANIONS)
+    data.apply(BEGIN, second(deleted=(Deletion(name="Apple", confirmed=True),)))
+    assert [name for name in data.everything() if "acme:" in name] == []
+
+
+def test_alarms_and_troubles_of_objects_that_are_gone_meet_no_other_object(data: Data) -> None:
+    data.apply(BEGIN)
+    data.put("Apple", "a")
+    data.put("Pear", "b", "c")
+    put_beside(data, "Apple", "b", *COMPANIONS)  # of an Apple that is gone, and Pear has one of its name
+    put_beside(data, "Pear", "a", *COMPANIONS)  # of a Pear that is gone, and an Apple of its name comes
+    put_beside(data, "Pear", "c", *COMPANIONS)
+    put_beside(data, "Apple", "a", "a1700000000001")
+    data.apply(BEGIN, second(transferred=(("Apple", "Pear"),)))
+    beside = {(name, ending): text for ending in COMPANIONS for (_, name), text in data.world(f".{ending}").items()}
+    assert beside == {
+        ("a", "a1700000000001"): "Apple a a1700000000001",
+        **{("c", ending): f"Pear c {ending}" for ending in COMPANIONS},
+    }
+
+
+def test_a_crash_at_any_step_takes_no_alarm_and_no_trouble_from_its_object(tmp_path: Path) -> None:
+    for number in itertools.count():
+        data = Data(tmp_path / f"{number}")
+        data.apply(BEGIN)
+        data.put("Apple", "a", "b")
+        data.put("Pear", "p")
+        put_beside(data, "Apple", "a", *COMPANIONS)
+        put_beside(data, "Pear", "b", *COMPANIONS)
+        put_beside(data, "Apple", "p", *COMPANIONS)
+        data.steps.clear()
+        history = (BEGIN, second(transferred=(("Apple", "Pear"),)))
+        with contextlib.suppress(Crash):
+            data.apply(*history, step=crash_at(number))
+        data.apply(*history)
+        assert set(data.world()) == {("Pear", name) for name in "abp"}
+        for ending in COMPANIONS:
+            assert data.world(f".{ending}") == {("Pear", "a"): f"Apple a {ending}"}
+        if not data.steps:  # the first run had done them all
+            break
+    assert number >= 20
 
 
 def test_a_name_can_begin_again_in_the_tag_that_renames_it(data: Data) -> None:

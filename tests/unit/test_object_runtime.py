@@ -442,9 +442,11 @@ class TestResidence:
         with pytest.raises(ObjectFailed, match="activation failed") as failure:
             await stub.mood()
         assert failure.value.error == "Refusal"
-        assert list(stub.id.path(data_dir / "objects", SETTINGS.slots).parent.iterdir()) == []
+        folder = stub.id.path(data_dir / "objects", SETTINGS.slots).parent
+        assert [path.name for path in folder.iterdir()] == ["acme:m.trouble"]
         Moody.failing = False
         assert await stub.mood() == "fine"
+        assert "acme:m.trouble" not in [path.name for path in folder.iterdir()]
         backend.close()
 
 
@@ -679,7 +681,7 @@ def subclasses_of(root: type[DurableError]) -> list[type[DurableError]]:
 RUNTIME_ERRORS = [
     error for error in dict.fromkeys(subclasses_of(DurableError)) if error.__module__.startswith("actors.")
 ]
-FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "value": "x" * 200}
+FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "since": 1_000_000_000.0, "value": "x" * 200}
 
 
 @pytest.mark.parametrize("error_class", RUNTIME_ERRORS, ids=lambda error_class: error_class.__name__)

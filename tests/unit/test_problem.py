@@ -16,7 +16,7 @@ from deployments import document_errors as documents
 from deployments import errors as service
 from deployments.document_errors import DocumentError
 from deployments.errors import ServiceError
-from deployments.ingress.problem import MEDIA_TYPE, QUOTA_EXCEEDED, REDUCED_CAPACITY, problem_of
+from deployments.ingress.problem import MEDIA_TYPE, OBJECT_QUARANTINED, QUOTA_EXCEEDED, REDUCED_CAPACITY, problem_of
 from tests.unit.handles import as_ray_raises
 
 # What the service's own errors say of its inside, none of which a client may read.
@@ -29,8 +29,11 @@ STATUSES: list[tuple[Exception, int, str | None]] = [
     (objects.ObjectOverloaded(INSIDE, INSIDE, 2.5), 503, "3"),
     (objects.ObjectReset(INSIDE, INSIDE), 503, "1"),
     (objects.StorageFull(INSIDE, INSIDE), 503, "5"),
+    # It ends when somebody has looked at the object, and no header can say when.
+    (objects.ObjectQuarantined(INSIDE, INSIDE, 1_000_000_000.0), 503, None),
     # Only a mistake of the service's own leads to these: nothing that a client does, and no waiting, helps.
     (objects.ObjectFailed(INSIDE, INSIDE, INSIDE), 500, None),
+    (objects.CallCycle(INSIDE, (INSIDE,)), 500, None),
     (objects.RequestReused(INSIDE, INSIDE), 500, None),
     (objects.SchemaTooNew(INSIDE, INSIDE, INSIDE), 500, None),
     (objects.StatementRefused(INSIDE, INSIDE, INSIDE), 500, None),
@@ -123,6 +126,13 @@ def test_problems_that_are_registered_have_their_registered_types() -> None:
     assert (quota["type"], quota["violated-policies"]) == (QUOTA_EXCEEDED, ["default"])
     assert _body(problem_of(objects.ObjectReset("o", "lost")))["type"] == REDUCED_CAPACITY
     assert _body(problem_of(service.Unauthorized()))["type"] == "about:blank"
+
+
+def test_an_object_that_is_set_aside_is_told_from_one_that_is_busy() -> None:
+    body = _body(problem_of(objects.ObjectQuarantined("o", "it crashed", 1_000_000_000.0)))
+    assert body["type"] == OBJECT_QUARANTINED
+    assert "was not carried out" in body["detail"]
+    assert "crashed" not in str(body)
 
 
 def test_a_missing_key_is_answered_with_the_scheme_that_is_wanted() -> None:
