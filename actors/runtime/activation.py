@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import types
 from collections import deque
@@ -20,6 +19,7 @@ from actors.runtime import sqlite
 from actors.runtime.call import RETURNED, Reply, failed, raised, returned, unpack_arguments
 from actors.runtime.clock import Clock
 from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset, RequestReused
+from actors.runtime.fingerprint import fingerprint
 from actors.runtime.object import DurableObject, MethodSpec, Repeat
 from actors.runtime.object_id import ObjectId
 from actors.runtime.schema import REQUESTS_TABLE
@@ -229,12 +229,12 @@ class Activation:
         if method.repeat is Repeat.EXACTLY_ONCE and turn.request_id:
             return self._call_once(instance, turn)
         before = storage.rows_changed
-        reply = self._invoke(instance, turn)
+        reply = self._invoke(instance, turn, unpack_arguments(turn.arguments))
         _require_unwritten(method, storage, before)
         return reply
 
-    def _invoke(self, instance: DurableObject, turn: Turn) -> Reply:
-        args, kwargs = unpack_arguments(turn.arguments)
+    def _invoke(self, instance: DurableObject, turn: Turn, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Reply:
+        args, kwargs = arguments
         try:
             value = turn.method.function(instance, *args, **kwargs)
         except _NOT_FOR_THE_HOST as error:
@@ -250,16 +250,17 @@ class Activation:
     def _call_once(self, instance: DurableObject, turn: Turn) -> Reply:
         """Answers a request that was seen before from its record; records a new one with what it wrote."""
         storage = instance.storage
-        fingerprint = hashlib.blake2b(turn.method.name.encode() + b"\0" + turn.arguments, digest_size=16).digest()
+        arguments = unpack_arguments(turn.arguments)
+        requested = fingerprint(turn.method.name, *arguments)
         seen = storage.own_sql(
             f"SELECT fingerprint, result FROM {REQUESTS_TABLE} WHERE request_id = ?",  # noqa: S608  a constant
             turn.request_id,
         )
         if seen:
-            if seen[0][0] != fingerprint:
+            if seen[0][0] != requested:
                 raise RequestReused(str(self.id), turn.request_id)
             return RETURNED, seen[0][1]
-        reply = self._invoke(instance, turn)
+        reply = self._invoke(instance, turn, arguments)
         now = instance.clock.now()
         storage.own_sql(
             f"DELETE FROM {REQUESTS_TABLE} WHERE request_id IN"  # noqa: S608  constants
@@ -269,7 +270,7 @@ class Activation:
         storage.own_sql(
             f"INSERT INTO {REQUESTS_TABLE} VALUES (?, ?, ?, ?)",  # noqa: S608  a constant
             turn.request_id,
-            fingerprint,
+            requested,
             reply[1],
             now,
         )

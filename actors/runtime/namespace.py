@@ -4,6 +4,7 @@
     session = sessions.get("acme", "s1")            # touches nothing
     await session.append("user", "hello")           # rides with other calls to the same host
     ref = session.append.remote("user", "hello")    # a Ray ObjectRef, for callers who know Ray
+    await session.append.once("m-17")("user", "hi") # done once however often it is called with this id
 
 An error arrives as the class that was raised. After a lost host the stub repeats only what is safe to repeat; anything
 else raises `ObjectReset`, and the caller decides.
@@ -21,6 +22,7 @@ from actors.runtime.call import (
     HostLost,
     HostRetired,
     Reply,
+    checked_request_id,
     new_request_id,
     pack_arguments,
     unpack,
@@ -67,12 +69,13 @@ class Objects(Protocol):
 class StubMethod:
     """One method of one object."""
 
-    __slots__ = ("_backend", "_id", "_method")
+    __slots__ = ("_backend", "_id", "_method", "_request_id")
 
-    def __init__(self, backend: Backend, object_id: ObjectId, method: MethodSpec) -> None:
+    def __init__(self, backend: Backend, object_id: ObjectId, method: MethodSpec, request_id: str = "") -> None:
         self._backend = backend
         self._id = object_id
         self._method = method
+        self._request_id = request_id
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return await self._repeat(self._call(args, kwargs))
@@ -81,9 +84,24 @@ class StubMethod:
         """Calls once, and returns Ray's `ObjectRef` to the result. Nothing is repeated."""
         return self._backend.send_ref(self._id, self._call(args, kwargs))
 
+    def once(self, request_id: str) -> StubMethod:
+        """The same method for a request that the caller may repeat, in another process and after a restart too.
+
+        The object runs it once, and answers every later call with this id and the same arguments as it did the first,
+        for a day at least. An id is good for one call of the object, whichever its method. One that failed may be
+        called again.
+
+        Raises:
+            InvalidArgument: the id is empty or too long, or holds other than visible ASCII characters.
+            TypeError: the method is not declared @exactly_once.
+        """
+        if self._method.repeat is not Repeat.EXACTLY_ONCE:
+            raise TypeError(f"{self._id.class_name}.{self._method.name} is not declared @exactly_once")
+        return StubMethod(self._backend, self._id, self._method, checked_request_id(request_id))
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         once = self._method.repeat is Repeat.EXACTLY_ONCE
-        request_id = new_request_id() if once else ""
+        request_id = self._request_id or (new_request_id() if once else "")
         object_id = self._id
         arguments = pack_arguments(args, kwargs)
         return object_id.class_name, object_id.tenant, object_id.name, self._method.name, arguments, request_id
