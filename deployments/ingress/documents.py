@@ -16,7 +16,7 @@ from deployments.idempotency import Outcome
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, DocumentId, DocumentMetadata, Limit, Text, Title, TopK
-from deployments.ingress.idempotency import IdempotencyKey, answer_once
+from deployments.ingress.idempotency import IdempotencyKey, answer_once, described
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
@@ -71,7 +71,7 @@ _BODY = {
 @router.post(
     "/ingest",
     response_model=replies.IngestedDocuments,
-    responses=replies.KEYED | replies.KEY_BUSY,
+    responses=described(200),
     openapi_extra=_BODY,
 )
 async def ingest(request: Request, caller: Caller, key: IdempotencyKey) -> Response:

@@ -15,7 +15,7 @@ from fastapi import Depends, Header, Request, Response
 from actors.runtime.fingerprint import fingerprint
 from deployments.errors import IdempotencyKeyMalformed
 from deployments.idempotency import KeyedRequest, Outcome
-from deployments.ingress.replies import reply
+from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import services_of
 from deployments.keyring import Principal
 
@@ -34,6 +34,21 @@ _DESCRIPTION = (
     f" of the first, and does nothing. 1 to {KEY_CHARS_MAX} visible ASCII characters, in quotes or not; best a random"
     " UUID. A key counts for one tenant and one path."
 )
+
+#: What every route that takes a key may answer.
+KEYED = problems(
+    {
+        400: "Idempotency-Key holds no key",
+        422: "a field is not as it must be, or the Idempotency-Key came with another request; the body names which",
+    }
+)
+
+
+def described(status: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer by `answer_once`, for the documentation."""
+    replayed = {"description": "the answer was given before", "schema": {"type": "string", "enum": ["true"]}}
+    busy = problems({409: "the first request with the Idempotency-Key is under way; Retry-After says when to ask"})
+    return {**KEYED, **busy, status: {"headers": {REPLAYED_HEADER: replayed}}}
 
 
 async def _key_of(

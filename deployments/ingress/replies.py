@@ -30,16 +30,6 @@ def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]
     return {status: {"description": description, "content": content} for status, description in descriptions.items()}
 
 
-#: Of routes that take an Idempotency-Key.
-KEYED = problems(
-    {
-        400: "Idempotency-Key holds no key",
-        422: "a field is not as it must be, or the Idempotency-Key came with another request; the body names which",
-    }
-)
-KEY_BUSY = problems({409: "the first request with the Idempotency-Key is under way; Retry-After says when to ask"})
-
-
 class Session(BaseModel):
     """Times are seconds since 1970."""
 

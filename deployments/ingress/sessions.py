@@ -14,7 +14,7 @@ from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, HistoryLimit, Limit, SessionMetadataField, Text, Title, TtlSeconds, UserId
-from deployments.ingress.idempotency import IdempotencyKey, answer_once
+from deployments.ingress.idempotency import KEYED, IdempotencyKey, answer_once, described
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
@@ -38,7 +38,7 @@ class NewMessage(Body):
     content: Annotated[Text, Field(min_length=1)]
 
 
-@router.post("", status_code=201, response_model=replies.Session, responses=replies.KEYED | replies.KEY_BUSY)
+@router.post("", status_code=201, response_model=replies.Session, responses=described(201))
 async def create(request: Request, caller: Caller, key: IdempotencyKey, body: NewSession | None = None) -> Response:
     fields = (body or NewSession()).model_dump()
     sessions = services_of(request).sessions
@@ -91,7 +91,7 @@ async def history(
     return reply(await services_of(request).sessions.history(caller.tenant, session_id, limit=limit, before=before))
 
 
-@router.post("/{session_id}/messages", status_code=201, response_model=replies.AppendedMessage, responses=replies.KEYED)
+@router.post("/{session_id}/messages", status_code=201, response_model=replies.AppendedMessage, responses=KEYED)
 async def append(request: Request, caller: Caller, session_id: str, body: NewMessage, key: IdempotencyKey) -> Response:
     """Adds a message without asking for an answer."""
     services = services_of(request)
