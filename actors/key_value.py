@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, InvalidArgument, idempotent, read
+from actors.runtime import DurableObject, InvalidArgument, exactly_once, idempotent, read
 
 KEY_CHARS_MAX = 512
 VALUE_BYTES_MAX = 1024 * 1024
@@ -93,6 +93,25 @@ class KeyValue(DurableObject):
             )
         return {"key": key, "value": value, "updated_at": now, "expires_at": expires_at}
 
+    @exactly_once
+    def swap(
+        self, key: str, expected: Any, value: Any, *, ttl_s: float | None = None, keep_newest: int | None = None
+    ) -> Item | None:
+        """Stores `value` if `expected` is there, None standing for no value. Returns what is there then.
+
+        Of several that expect the same, one stores its value, and the others are told it.
+
+        Args:
+            keep_newest: as of `put`.
+
+        Raises:
+            InvalidArgument: as of `put`.
+        """
+        item = self.get(key)
+        if _canonical(item and item["value"]) != _canonical(expected):
+            return item
+        return self.put(key, value, ttl_s=ttl_s, keep_newest=keep_newest)
+
     @idempotent
     def delete(self, key: str) -> bool:
         """Removes a key. False if it was not there."""
@@ -118,6 +137,11 @@ class KeyValue(DurableObject):
     def _alive(self) -> tuple[float, float]:
         now = self.clock.now()
         return now + 1, now
+
+
+def _canonical(value: Any) -> str:
+    # Not by ==, to which 1, 1.0 and True are the same.
+    return json.dumps(value, sort_keys=True)
 
 
 def _item(row: tuple[Any, ...]) -> Item:

@@ -35,6 +35,9 @@ class ActivityLog:
         news = self._news.setdefault(tenant, {})
         if len(news) >= GATHERED_MAX and session_id not in news:
             return  # the directory is not keeping up; each message of a session tells all of it anew
+        held = news.get(session_id)
+        if held is not None and held["last_active_at"] > appended["last_active_at"]:
+            return  # a request that was repeated is answered as it was the first time
         news[session_id] = {
             "id": session_id,
             "last_active_at": appended["last_active_at"],

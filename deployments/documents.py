@@ -26,12 +26,25 @@ class NewDocument:
 
 
 class Ingested(NamedTuple):
-    """What became of one document. `error` is for its sender, and None unless it failed."""
+    """What became of one document.
+
+    `error` is for its sender, and None unless it failed; `retryable` says that the same document may not fail later.
+    """
 
     document_id: str
     chunks: int
     status: Literal["stored", "unchanged", "failed"]
     error: str | None = None
+    retryable: bool = False
+
+    def shown(self) -> dict[str, Any]:
+        """What a client is told."""
+        return {
+            "document_id": self.document_id,
+            "chunks": self.chunks,
+            "status": self.status,
+            "error": self.error,
+        }
 
 
 class Found(NamedTuple):

@@ -9,7 +9,10 @@ call may succeed later, `retry_after_s` how long to wait first; nothing else in 
     │  ├ Unauthorized
     │  ├ Forbidden(scope)
     │  ├ BodyTooLarge(size_bytes_max)
-    │  └ QuotaExceeded(retry_after_s)               retryable: the client's bucket can't pay yet
+    │  ├ QuotaExceeded(retry_after_s)               retryable: the client's bucket can't pay yet
+    │  ├ IdempotencyKeyMalformed(problem)
+    │  ├ IdempotencyKeyReused(key)                  it came with another request before
+    │  └ IdempotencyKeyBusy(retry_after_s)          retryable: the first request with it is under way
     ├ ModelError
     │  ├ ModelUnavailable(problem, retry_after_s)      retryable: not reachable, overloaded, or broke off
     │  ├ ModelTimeout(timeout_s)                       retryable: no whole answer in time
@@ -66,6 +69,32 @@ class BodyTooLarge(RequestError):
 
 class QuotaExceeded(RequestError):
     """The client's bucket can't pay for the request yet."""
+
+    retryable = True
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class IdempotencyKeyMalformed(RequestError):
+    """The header that names the request holds no key."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class IdempotencyKeyReused(RequestError):
+    """The key came with another request before. Nothing was done."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class IdempotencyKeyBusy(RequestError):
+    """A request with the key is under way, or was cut off a moment ago."""
 
     retryable = True
 

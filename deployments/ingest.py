@@ -94,14 +94,14 @@ class Ingest:
                 )
                 return await self._store_text(tenant, document_id, title, text, document.metadata)
             except DocumentError as error:
-                return Ingested(name, 0, "failed", error.problem)
+                return Ingested(name, 0, "failed", error.problem, error.retryable)
             except (DurableError, ServiceError) as error:
                 logger.warning("tenant=%s ingest failed: %s", tenant, error)
                 again = "; send it again later" if error.retryable else ""
-                return Ingested(name, 0, "failed", f"could not be stored{again}")
+                return Ingested(name, 0, "failed", f"could not be stored{again}", error.retryable)
             except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
                 logger.warning("tenant=%s ingest failed: the embedding was lost or is busy: %s", tenant, error)
-                return Ingested(name, 0, "failed", "could not be stored; send it again later")
+                return Ingested(name, 0, "failed", "could not be stored; send it again later", retryable=True)
 
     async def _text_of(self, document: NewDocument) -> tuple[str, str]:
         if document.text is None:

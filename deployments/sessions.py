@@ -38,17 +38,22 @@ class Sessions:
         self._activity = activity
         self._now = now
 
+    def new_id(self) -> str:
+        return f"s{round(self._now() * 1000):012x}{secrets.token_hex(10)}"
+
     async def create(
         self,
         tenant: str,
         *,
+        session_id: str | None = None,
         user_id: str | None = None,
         title: str | None = None,
         metadata: dict[str, str] | None = None,
         ttl_s: float | None = None,
     ) -> SessionMetadata:
+        """Makes a session. Where `session_id` exists already, an earlier attempt has made it: it is left as it is."""
         now = self._now()
-        session_id = f"s{round(now * 1000):012x}{secrets.token_hex(10)}"
+        session_id = session_id or self.new_id()
         settings = self._settings[tenant]
         ttl_s = settings.ttl_s if ttl_s is None else ttl_s
         entry: SessionMetadata = {
@@ -100,8 +105,15 @@ class Sessions:
         if not (existed or listed):
             raise ObjectNotFound(f"ChatSession/{tenant}:{session_id}")
 
-    async def append(self, tenant: str, session_id: str, role: str, content: str) -> Appended:
-        appended: Appended = await self.get(tenant, session_id).append(role, content)
+    async def append(
+        self, tenant: str, session_id: str, role: str, content: str, *, request_id: str | None = None
+    ) -> Appended:
+        """
+        Raises:
+            RequestReused: another message was appended with this request id.
+        """
+        append = self.get(tenant, session_id).append
+        appended: Appended = await (append if request_id is None else append.once(request_id))(role, content)
         self._activity.note(tenant, session_id, appended)
         return appended
 

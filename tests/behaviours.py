@@ -212,6 +212,21 @@ class ObjectBehaviours:
             assert reused.value.request_id == "r1"
         assert await notebook.lines() == ["once"]
 
+    async def test_a_caller_may_choose_the_request_id(self, backend: Any, notebook: Stub[Notebook]) -> None:
+        again = backend.namespace(Notebook).get(notebook.id.tenant, notebook.id.name)
+        assert await notebook.append.once("r1")("chosen") == 1
+        assert await notebook.append("another") == 2
+        assert await again.append.once("r1")("chosen") == 1
+        with pytest.raises(RequestReused):
+            await notebook.append.once("r1")("something else")
+        assert await notebook.lines() == ["chosen", "another"]
+
+    async def test_equal_arguments_are_the_same_request_however_they_came_about(self, notebook: Stub[Notebook]) -> None:
+        word = "".join(["tok", "en"])
+        assert await notebook.append_all.once("r1")([word, word], {"a": 1, "b": word}) == 2
+        assert await notebook.append_all.once("r1")(["token", "".join(["to", "ken"])], {"b": "token", "a": 1}) == 2
+        assert await notebook.lines() == ["token", "token"]
+
     async def test_a_request_that_raised_runs_again(self, backend: Any, notebook: Stub[Notebook]) -> None:
         for _ in range(2):
             with pytest.raises(Refusal):

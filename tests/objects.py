@@ -84,6 +84,11 @@ class Notebook(DurableObject):
     def append(self, text: str) -> int:
         return self.add(text)
 
+    @exactly_once
+    def append_all(self, texts: list[str], notes: dict[str, Any]) -> int:
+        """Returns the number of the last."""
+        return [self.add(text) for text in texts][-1]
+
     @idempotent
     def put(self, key: str, value: str) -> None:
         self.storage.sql("INSERT INTO note VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", key, value)

@@ -8,6 +8,7 @@ together share one transaction, each behind a savepoint; their replies are held 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections import deque
@@ -22,6 +23,7 @@ from actors.runtime.alarms import AlarmIndex, key_of
 from actors.runtime.call import Reply, failed, raised, returned, unpack_arguments
 from actors.runtime.clock import Clock
 from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset
+from actors.runtime.fingerprint import fingerprint
 from actors.runtime.gates import Gate
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
 from actors.runtime.object_id import ObjectId
@@ -230,7 +232,11 @@ class Activation:
     def _activate(self, turn: Turn) -> bool:
         """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
         try:
-            self.instance = self._services.open_object(self)
+            self._services.watch.enter(self._mark + _ACTIVATION)
+            try:
+                self.instance = self._services.open_object(self)
+            finally:
+                self._services.watch.leave(self.id, ACTIVATION)
         except Exception as error:  # constructors and migrations are the author's code
             self._take(turn)
             meaning = error if isinstance(error, DurableError) else None
@@ -243,16 +249,12 @@ class Activation:
 
     def construct(self, spec: ClassSpec, context: ObjectContext) -> DurableObject:
         """Makes the instance. What it writes while it starts is one transaction."""
-        storage, watch = context.storage, self._services.watch
+        storage = context.storage
         storage.begin()
         before = storage.rows_changed
-        watch.enter(self._mark + _ACTIVATION)
-        try:
-            instance = spec.durable_class(context)
-            if not spec.starts_async:
-                instance.start()
-        finally:
-            watch.leave(self.id, ACTIVATION)
+        instance = spec.durable_class(context)
+        if not spec.starts_async:
+            instance.start()
         if storage.rows_changed == before:
             storage.end_unchanged()
         else:
@@ -350,17 +352,21 @@ class Activation:
     def _call_plain(self, instance: DurableObject, turn: Turn) -> Reply:
         method = turn.method
         storage = instance.storage
+        args, kwargs = unpack_arguments(turn.arguments)
         if method.repeat is Repeat.EXACTLY_ONCE and turn.request_id:
+            request = fingerprint(method.name, args, kwargs)
             now = instance.clock.now()
-            return answer_once(self._key, storage, turn, now, lambda: self._invoke(instance, turn))
+            invoke = functools.partial(self._invoke, instance, method, args, kwargs)
+            return answer_once(self._key, storage, turn.request_id, request, now, invoke)
         before = storage.rows_changed
-        reply = self._invoke(instance, turn)
+        reply = self._invoke(instance, method, args, kwargs)
         require_unwritten(method, storage, before)
         return reply
 
-    def _invoke(self, instance: DurableObject, turn: Turn) -> Reply:
-        args, kwargs = unpack_arguments(turn.arguments)
-        watch, method = self._services.watch, turn.method
+    def _invoke(
+        self, instance: DurableObject, method: MethodSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Reply:
+        watch = self._services.watch
         watch.enter(self._mark + method.mark)
         try:
             value = method.function(instance, *args, **kwargs)
@@ -592,6 +598,8 @@ class Activation:
             raise storage.explain(error, "set the alarm") from error
         self._services.commit(self.id, storage)
         alarm.changed = False
+        if storage.deleted and self._services.quarantine.is_suspect(self.id):
+            self._services.quarantine.release(self.id)
         if alarms.differs(key_of(self.id), at):
             try:
                 alarms.set(self.id, at)

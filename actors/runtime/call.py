@@ -9,6 +9,7 @@ process as over Ray.
 from __future__ import annotations
 
 import pickle
+import re
 import secrets
 from typing import Any, TypeAlias
 
@@ -20,6 +21,10 @@ Trail: TypeAlias = tuple[float, tuple[str, ...]]
 Call: TypeAlias = tuple[str, str, str, str, bytes, str, Trail | None]
 #: status, then: pickled result | pickled error | ticket to wait with
 Reply: TypeAlias = tuple[int, Any]
+
+#: An object keeps it for a day with each request.
+REQUEST_ID_CHARS_MAX = 128
+_REQUEST_ID = re.compile(rf"[!-~]{{1,{REQUEST_ID_CHARS_MAX}}}")
 
 RETURNED = 0
 RAISED = 1
@@ -76,6 +81,17 @@ def unpack(reply: Reply) -> Any:
 
 def new_request_id() -> str:
     return secrets.token_hex(16)
+
+
+def checked_request_id(request_id: str) -> str:
+    """
+    Raises:
+        InvalidArgument: it is none that a caller may choose.
+    """
+    if not _REQUEST_ID.fullmatch(request_id):
+        problem = f"must have 1 to {REQUEST_ID_CHARS_MAX} visible ASCII characters"
+        raise InvalidArgument("request_id", request_id, problem)
+    return request_id
 
 
 class HostLost(DurableError):

@@ -4,6 +4,7 @@
     session = sessions.get("acme", "s1")            # touches nothing
     await session.append("user", "hello")           # rides with other calls to the same host
     ref = session.append.remote("user", "hello")    # a Ray ObjectRef, for callers who know Ray
+    await session.append.once("m-17")("user", "hi") # done once however often it is called with this id
 
 Objects call each other in the same way, from async methods. A call leaves when what the caller has written is durable,
 and is refused where the object that is called waits for it: it would never return.
@@ -19,7 +20,17 @@ import random
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from actors.runtime.call import Call, HostLost, HostRetired, Reply, Trail, new_request_id, pack_arguments, unpack
+from actors.runtime.call import (
+    Call,
+    HostLost,
+    HostRetired,
+    Reply,
+    Trail,
+    checked_request_id,
+    new_request_id,
+    pack_arguments,
+    unpack,
+)
 from actors.runtime.errors import CallCycle, ObjectOverloaded, ObjectReset
 from actors.runtime.lane import LaneFull
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, Repeat
@@ -61,13 +72,16 @@ class Objects(Protocol):
 class StubMethod:
     """One method of one object."""
 
-    __slots__ = ("_backend", "_id", "_method", "_timeout_s")
+    __slots__ = ("_backend", "_id", "_method", "_request_id", "_timeout_s")
 
-    def __init__(self, backend: Backend, object_id: ObjectId, method: MethodSpec, timeout_s: float) -> None:
+    def __init__(
+        self, backend: Backend, object_id: ObjectId, method: MethodSpec, timeout_s: float, request_id: str = ""
+    ) -> None:
         self._backend = backend
         self._id = object_id
         self._method = method
         self._timeout_s = timeout_s
+        self._request_id = request_id
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         turn = current_turn.get()
@@ -82,9 +96,24 @@ class StubMethod:
             raise TypeError(f"{self._id}: await the method; .remote would leave before what the turn wrote is durable")
         return self._backend.send_ref(self._id, self._call(args, kwargs))
 
+    def once(self, request_id: str) -> StubMethod:
+        """The same method for a request that the caller may repeat, in another process and after a restart too.
+
+        The object runs it once, and answers every later call with this id and the same arguments as it did the first,
+        for a day at least. An id is good for one call of the object, whichever its method. One that failed may be
+        called again.
+
+        Raises:
+            InvalidArgument: the id is empty or too long, or holds other than visible ASCII characters.
+            TypeError: the method is not declared @exactly_once.
+        """
+        if self._method.repeat is not Repeat.EXACTLY_ONCE:
+            raise TypeError(f"{self._id.class_name}.{self._method.name} is not declared @exactly_once")
+        return StubMethod(self._backend, self._id, self._method, self._timeout_s, checked_request_id(request_id))
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         once = self._method.repeat is Repeat.EXACTLY_ONCE
-        request_id = new_request_id() if once else ""
+        request_id = self._request_id or (new_request_id() if once else "")
         object_id = self._id
         arguments = pack_arguments(args, kwargs)
         return object_id.class_name, object_id.tenant, object_id.name, self._method.name, arguments, request_id, None

@@ -5,14 +5,12 @@ Its id and result are stored in the turn's own transaction, and a repeat is answ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from actors.runtime.call import RETURNED, Reply
 from actors.runtime.errors import RequestReused
 from actors.runtime.schema import REQUESTS_TABLE
 from actors.runtime.storage import Storage
-from actors.runtime.turn import Turn
 
 #: How long a repeated request is recognised. Longer than any stub keeps retrying, by far.
 REQUESTS_KEPT_S = 86_400.0
@@ -27,19 +25,28 @@ _PRUNE = (
 )
 
 
-def answer_once(object_key: str, storage: Storage, turn: Turn, now: float, invoke: Callable[[], Reply]) -> Reply:
-    """The recorded reply to `turn`, or that of `invoke`, recorded.
+def answer_once(
+    object_key: str, storage: Storage, request_id: str, fingerprint: bytes, now: float, invoke: Callable[[], Reply]
+) -> Reply:
+    """The recorded reply to the request, or that of `invoke`, recorded.
+
+    Args:
+        object_key: for errors.
+        storage: of the object, in a transaction.
+        request_id: the caller's.
+        fingerprint: of the method and its arguments.
+        now: seconds since 1970.
+        invoke: runs the method.
 
     Raises:
         RequestReused: the request id was used with another method or other arguments.
     """
-    fingerprint = hashlib.blake2b(turn.method.mark + b"\0" + turn.arguments, digest_size=16).digest()
-    seen = storage.own_sql(_SELECT, turn.request_id)
+    seen = storage.own_sql(_SELECT, request_id)
     if seen:
         if seen[0][0] != fingerprint:
-            raise RequestReused(object_key, turn.request_id)
+            raise RequestReused(object_key, request_id)
         return RETURNED, seen[0][1]
     reply = invoke()
     storage.own_sql(_PRUNE, now - REQUESTS_KEPT_S)
-    storage.own_sql(_INSERT, turn.request_id, fingerprint, reply[1], now)
+    storage.own_sql(_INSERT, request_id, fingerprint, reply[1], now)
     return reply

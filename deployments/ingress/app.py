@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
 
 from deployments.ingress import chat, documents, health, key_value, problem, ratelimit, sessions
 from deployments.ingress.body_limit import BodyLimit
-from deployments.ingress.replies import Problem
+from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
 
-_PROBLEM: dict[str, Any] = {"content": {problem.MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
 #: What any authenticated route may answer.
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "no known API key", **_PROBLEM},
-    403: {"description": "the key lacks the scope", **_PROBLEM},
-    404: {"description": "no such thing, or not the tenant's", **_PROBLEM},
-    413: {"description": "the body is too large", **_PROBLEM},
-    422: {"description": "a field is not as it must be; the body names it", **_PROBLEM},
-    429: {"description": "the client's rate limit is used up for now; Retry-After says how long", **_PROBLEM},
-    503: {"description": "a part is busy or restarting; Retry-After says how long", **_PROBLEM},
-}
+_PROBLEMS = problems(
+    {
+        401: "no known API key",
+        403: "the key lacks the scope",
+        404: "no such thing, or not the tenant's",
+        413: "the body is too large",
+        422: "a field is not as it must be; the body names it",
+        429: "the client's rate limit is used up for now; Retry-After says how long",
+        503: "a part is busy or restarting; Retry-After says how long",
+    }
+)
 
 _ROUTERS = (
     sessions.router,

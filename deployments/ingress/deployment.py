@@ -17,6 +17,7 @@ from actors import Objects
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
+from deployments.idempotency import Idempotency
 from deployments.ingress import app
 from deployments.ingress.services import Services
 from deployments.keyring import Keyring
@@ -48,6 +49,7 @@ class Ingress:
             keyring=Keyring(tenants.values()),
             limiter=Limiter(objects, tenants),
             sessions=Sessions(objects, tenants, ActivityLog(objects), time.time),
+            idempotency=Idempotency(objects, time.time),
             chat=chat,
             ingest=ingest,
             search=search,

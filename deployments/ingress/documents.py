@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,14 +12,20 @@ from starlette.datastructures import UploadFile
 
 from actors import DocumentIndex, InvalidArgument, ObjectNotFound
 from deployments.documents import INDEX_NAME, Found, Ingested, NewDocument, source_of
+from deployments.idempotency import Outcome
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, DocumentId, DocumentMetadata, Limit, Text, Title, TopK
+from deployments.ingress.idempotency import IdempotencyKey, answer_once, described
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
 router = APIRouter(route_class=guarded_by("ingest"), tags=["documents"])
 searching = APIRouter(route_class=guarded_by("search"), tags=["documents"])
+
+
+#: With an Idempotency-Key the answer is kept, and what is kept together has a limit.
+KEYED_DOCUMENTS_MAX = 200
 
 
 class JsonDocument(Body):
@@ -61,20 +68,36 @@ _BODY = {
 }
 
 
-@router.post("/ingest", response_model=replies.IngestedDocuments, openapi_extra=_BODY)
-async def ingest(request: Request, caller: Caller) -> Response:
+@router.post(
+    "/ingest",
+    response_model=replies.IngestedDocuments,
+    responses=described(200),
+    openapi_extra=_BODY,
+)
+async def ingest(request: Request, caller: Caller, key: IdempotencyKey) -> Response:
     """Stores documents given as JSON, or as files (text, Markdown, HTML, PDF) in a multipart form.
 
-    One that fails keeps none of the others from being stored.
+    One that fails keeps none of the others from being stored. With an Idempotency-Key the answer is kept unless a
+    document failed for a reason that may pass: then the next request with the key tries again.
     """
     services = services_of(request)
     documents_max = services.config.ingest.documents_per_request_max
+    if key is not None:
+        documents_max = min(documents_max, KEYED_DOCUMENTS_MAX)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
         documents = await _from_files(request, documents_max)
     else:
         documents = await _from_json(request, documents_max)
-    ingested: list[Ingested] = await services.ingest.store.remote(caller.tenant, documents)
-    return reply({"documents": [one._asdict() for one in ingested]})
+
+    async def work(_: str) -> Outcome:
+        ingested: list[Ingested] = await services.ingest.store.remote(caller.tenant, documents)
+        return Outcome(
+            content={"documents": [one.shown() for one in ingested]},
+            is_final=not any(one.retryable for one in ingested),
+        )
+
+    payload = [dataclasses.astuple(document) for document in documents]
+    return await answer_once(request, caller, key, payload, status=200, work=work)
 
 
 async def _from_files(request: Request, documents_max: int) -> list[NewDocument]:

@@ -25,6 +25,9 @@ from deployments.document_errors import DocumentError, DocumentTooLarge
 from deployments.errors import (
     BodyTooLarge,
     Forbidden,
+    IdempotencyKeyBusy,
+    IdempotencyKeyMalformed,
+    IdempotencyKeyReused,
     ModelRefused,
     ModelTimeout,
     QuotaExceeded,
@@ -96,6 +99,17 @@ def problem_of(error: Exception) -> Response:
                 title="Request cannot be satisfied as assigned quota has been exceeded",
                 retry_after_s=error.retry_after_s,
                 more={"violated-policies": ["default"]},
+            )
+        case IdempotencyKeyMalformed():
+            return problem(400, f"Idempotency-Key: {error.problem}")
+        case IdempotencyKeyReused():
+            value = ascii(error.key)[1:-1][:VALUE_CHARS_MAX]
+            return invalid([{"field": "Idempotency-Key", "problem": "was used for another request", "value": value}])
+        case IdempotencyKeyBusy():
+            return problem(
+                409,
+                "Idempotency-Key: the first request with this key is still under way",
+                retry_after_s=error.retry_after_s,
             )
         case DocumentTooLarge():
             return problem(413, f"{error.name}: {error.problem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import Response
@@ -21,6 +22,12 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Problems that routes may answer, by status, for the documentation."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": description, "content": content} for status, description in descriptions.items()}
 
 
 class Session(BaseModel):

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from actors import Objects
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
+from deployments.idempotency import Idempotency
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.sessions import Sessions
@@ -26,6 +27,7 @@ class Services:
     keyring: Keyring
     limiter: Limiter
     sessions: Sessions
+    idempotency: Idempotency
     chat: DeploymentHandle
     ingest: DeploymentHandle
     search: DeploymentHandle

@@ -8,9 +8,13 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from actors import InvalidArgument
+from actors.runtime import RequestReused
+from deployments.errors import IdempotencyKeyReused
+from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, HistoryLimit, Limit, SessionMetadataField, Text, Title, TtlSeconds, UserId
+from deployments.ingress.idempotency import KEYED, IdempotencyKey, answer_once, described
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
@@ -34,13 +38,15 @@ class NewMessage(Body):
     content: Annotated[Text, Field(min_length=1)]
 
 
-@router.post("", status_code=201, response_model=replies.Session)
-async def create(request: Request, caller: Caller, body: NewSession | None = None) -> Response:
-    body = body or NewSession()
-    session = await services_of(request).sessions.create(
-        caller.tenant, user_id=body.user_id, title=body.title, metadata=body.metadata, ttl_s=body.ttl_s
-    )
-    return reply(session, 201)
+@router.post("", status_code=201, response_model=replies.Session, responses=described(201))
+async def create(request: Request, caller: Caller, key: IdempotencyKey, body: NewSession | None = None) -> Response:
+    fields = (body or NewSession()).model_dump()
+    sessions = services_of(request).sessions
+
+    async def work(session_id: str) -> Outcome:
+        return Outcome(content={**await sessions.create(caller.tenant, session_id=session_id, **fields)})
+
+    return await answer_once(request, caller, key, fields, status=201, plan=sessions.new_id(), work=work)
 
 
 @router.get("", response_model=replies.SessionList)
@@ -85,13 +91,20 @@ async def history(
     return reply(await services_of(request).sessions.history(caller.tenant, session_id, limit=limit, before=before))
 
 
-@router.post("/{session_id}/messages", status_code=201, response_model=replies.AppendedMessage)
-async def append(request: Request, caller: Caller, session_id: str, body: NewMessage) -> Response:
+@router.post("/{session_id}/messages", status_code=201, response_model=replies.AppendedMessage, responses=KEYED)
+async def append(request: Request, caller: Caller, session_id: str, body: NewMessage, key: IdempotencyKey) -> Response:
     """Adds a message without asking for an answer."""
     services = services_of(request)
     if len(body.content) > services.config.limits.message_chars_max:
         raise InvalidArgument(
             "content", body.content, f"has more than {services.config.limits.message_chars_max} characters"
         )
-    appended = await services.sessions.append(caller.tenant, session_id, body.role, body.content)
+    # No record beside the session's own, which it keeps with the message: the two can't come apart.
+    request_id = None if key is None else key_id("messages", key)
+    try:
+        appended = await services.sessions.append(
+            caller.tenant, session_id, body.role, body.content, request_id=request_id
+        )
+    except RequestReused:
+        raise IdempotencyKeyReused(key or "") from None
     return reply({"id": appended["id"], "created_at": appended["created_at"]}, 201)

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.calls import contents, found_by, ingest, new_session, ok, pdf, say, unique, upload
+from tests.integration.calls import contents, eventually, found_by, ingest, new_session, ok, pdf, say, unique, upload
 from tests.integration.conftest import Service, free_port
 
 #: Two starts of the whole service, on a machine that may do other things as well.
@@ -66,6 +66,29 @@ def write_until_killed(service: Service, writers: list[Writer]) -> None:
             one.result(timeout=60)
 
 
+def make_session(client: httpx.Client, tag: str, number: int) -> httpx.Response:
+    """The same request for the same number."""
+    body = {"title": f"{tag} {number}", "user_id": f"{tag} made"}
+    return client.post("/chat/sessions", json=body, headers={"Idempotency-Key": f"{tag}-{number}"})
+
+
+def listed_titles(client: httpx.Client, user_id: str) -> list[str]:
+    titles: list[str] = []
+    page: dict[str, Any] = {"has_more": True}
+    after = None
+    while page["has_more"]:
+        asked: dict[str, str | int] = {"user_id": user_id, "limit": 100} | ({} if after is None else {"after": after})
+        page = ok(client.get("/chat/sessions", params=asked))
+        titles += [session["title"] for session in page["sessions"]]
+        after = page["sessions"][-1]["id"] if page["sessions"] else None
+    return titles
+
+
+def ingest_once(client: httpx.Client, tag: str) -> httpx.Response:
+    body = {"documents": [{"text": f"The {tag} clock stopped."}]}
+    return client.post("/ingest", json=body, headers={"Idempotency-Key": tag})
+
+
 def appender(client: httpx.Client, session: str) -> Writer:
     return Writer(lambda n: client.post(f"{session}/messages", json={"role": "user", "content": f"under fire {n}"}))
 
@@ -86,6 +109,7 @@ def test_after_a_kill_of_every_process_and_a_restart_all_that_was_acknowledged_i
         ok(demo.put(f"/kv/{tag}", json={"value": {"kept": True}}))
         answer = ok(demo.post("/chat", json={"message": "Say hello.", "stream": False, "max_tokens": 4}))
         before = ok(demo.get(sessions["sk-demo"]))
+        stored = ingest_once(demo, tag)
     with service.client("sk-small") as small:
         small.headers["x-client"] = tag
         ok(small.post("/ratelimit/check", json={"cost": 7}))
@@ -95,7 +119,7 @@ def test_after_a_kill_of_every_process_and_a_restart_all_that_was_acknowledged_i
             appender(one, sessions["sk-demo"]),
             appender(other, sessions["sk-acme"]),
             Writer(lambda number: third.put(f"/kv/{tag}/{number}", json={"value": number})),
-            Writer(lambda number: third.post("/chat/sessions", json={"title": f"{tag} {number}"})),
+            Writer(lambda number: make_session(third, tag, number)),
         ]
         write_until_killed(service, writers)
     appended = dict(zip(KEYS, writers, strict=False))
@@ -117,8 +141,16 @@ def test_after_a_kill_of_every_process_and_a_restart_all_that_was_acknowledged_i
     with service.client("sk-demo") as demo:
         for number, value in enumerate(values.answers):
             assert ok(demo.get(f"/kv/{tag}/{number}")) == value
-        for session in created.answers:
+        for number, session in enumerate(created.answers):
             assert ok(demo.get(f"/chat/sessions/{session['id']}")) == session
+            assert ok(make_session(demo, tag, number), 201) == session
+        # The one that the kill cut off: begun or not, it is made now, and made once.
+        eventually(lambda: make_session(demo, tag, len(created.answers)).status_code != 409)
+        ok(make_session(demo, tag, len(created.answers)), 201)
+        assert sorted(listed_titles(demo, f"{tag} made")) == sorted(
+            f"{tag} {number}" for number in range(len(created.answers) + 1)
+        )
+        assert ingest_once(demo, tag).content == stored.content
         assert ok(demo.get(f"/kv/{tag}"))["value"] == {"kept": True}
         assert ok(demo.get(sessions["sk-demo"])) | {"last_active_at": 0, "message_count": 0} == before | {
             "last_active_at": 0,

@@ -208,7 +208,7 @@ async def test_a_failure_before_the_index_changes_leaves_the_old_version_searcha
     await ingest.store("acme", [NewDocument(id="d", text="old fish")])
     broken(embedding, vectors, objects)
     failed = await ingest.store("acme", [NewDocument(id="d", text="new fish")])
-    assert failed == [Ingested("d", 0, "failed", "could not be stored; send it again later")]
+    assert failed == [Ingested("d", 0, "failed", "could not be stored; send it again later", retryable=True)]
     embedding.errors.clear()
     vectors.failing.clear()
     assert await _found(search, "fish") == ["old fish"]

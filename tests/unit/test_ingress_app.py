@@ -21,6 +21,7 @@ from configs.tenant import KeyConfig, TenantLimits
 from deployments.activity import ActivityLog
 from deployments.documents import Found, Ingested, NewDocument
 from deployments.errors import ModelUnavailable
+from deployments.idempotency import Idempotency
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
@@ -119,6 +120,7 @@ def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Ser
         keyring=Keyring(TENANTS.values()),
         limiter=Limiter(objects, TENANTS),
         sessions=Sessions(objects, TENANTS, ActivityLog(objects), clock.now),
+        idempotency=Idempotency(objects, clock.now),
         chat=behind,
         ingest=behind,
         search=behind,
@@ -137,6 +139,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
         keyring=Keyring([]),
         limiter=Limiter(objects, {}),
         sessions=Sessions(objects, {}, ActivityLog(objects), ManualClock().now),
+        idempotency=Idempotency(objects, ManualClock().now),
         chat=unused,
         ingest=unused,
         search=unused,

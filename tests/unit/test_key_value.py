@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -287,3 +288,52 @@ async def test_stores_of_two_tenants_share_nothing(tmp_path: Path) -> None:
     assert await stores.get("globex", "kv").get("key") is None
     assert await stores.get("globex", "kv").list() == []
     backend.close()
+
+
+class TestSwap:
+    """Does a value that several want to replace go to one of them?"""
+
+    async def test_what_was_expected_is_replaced_and_anything_else_told(
+        self, store: Stub[KeyValue], clock: ManualClock
+    ) -> None:
+        first = await store.swap("key", None, {"a": 1}, ttl_s=10)
+        assert first == {"key": "key", "value": {"a": 1}, "updated_at": clock.now(), "expires_at": clock.now() + 10}
+        assert await store.swap("key", None, "other") == first
+        assert await store.swap("key", {"a": 2}, "other") == first
+        second = await store.swap("key", {"a": 1}, {"b": 1})
+        assert second == {"key": "key", "value": {"b": 1}, "updated_at": clock.now(), "expires_at": None}
+        assert await store.get("key") == second
+
+    async def test_of_many_at_once_one_wins_and_all_know_which(self, store: Stub[KeyValue]) -> None:
+        swapped = await asyncio.gather(*[store.swap("key", None, number) for number in range(10)])
+        assert len({item["value"] for item in swapped}) == 1
+
+    async def test_what_expired_is_not_there(self, store: Stub[KeyValue], clock: ManualClock) -> None:
+        await store.put("key", "old", ttl_s=10)
+        clock.advance(10)
+        assert await store.swap("key", "old", "new") is None
+        assert (await store.swap("key", None, "new"))["value"] == "new"
+
+    @pytest.mark.parametrize("other", [1.0, True, "1", [1], None])
+    async def test_a_value_of_another_type_is_another_value(self, store: Stub[KeyValue], other: Any) -> None:
+        await store.put("key", 1)
+        assert (await store.swap("key", other, "new"))["value"] == 1
+
+    async def test_the_order_of_an_objects_members_does_not_count(self, store: Stub[KeyValue]) -> None:
+        await store.put("key", {"a": 1, "b": 2})
+        assert (await store.swap("key", {"b": 2, "a": 1}, "new"))["value"] == "new"
+
+    async def test_a_swap_that_is_repeated_swaps_once(self, store: Stub[KeyValue]) -> None:
+        swap = store.swap.once("r1")
+        swapped = await swap("key", None, "mine")
+        await store.delete("key")
+        assert await swap("key", None, "mine") == swapped
+        assert await store.get("key") is None
+
+    async def test_only_the_newest_are_kept_where_that_is_asked_for(
+        self, store: Stub[KeyValue], clock: ManualClock
+    ) -> None:
+        for number in range(4):
+            clock.advance(1)
+            await store.swap(f"k{number}", None, number, keep_newest=2)
+        assert await _keys(store) == ["k2", "k3"]

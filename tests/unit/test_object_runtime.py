@@ -283,7 +283,23 @@ class TestMisbehaviour:
 
 
 class TestRequests:
-    """How long is a request recognised?"""
+    """Which requests are recognised, and for how long?"""
+
+    @pytest.mark.parametrize(
+        "request_id",
+        ["", "x" * 129, "a b", "a\n", "caf\u00e9", "\ud83d", "\x7f"],
+        ids=lambda request_id: ascii(request_id[:8]),
+    )
+    async def test_a_request_id_is_short_and_visible(self, notebook: Stub[Notebook], request_id: str) -> None:
+        with pytest.raises(InvalidArgument) as refused:
+            notebook.append.once(request_id)
+        assert refused.value.field == "request_id"
+        assert await notebook.append.once("!" * 128)("longest") == 1
+
+    async def test_only_an_exactly_once_method_takes_a_request_id(self, notebook: Stub[Notebook]) -> None:
+        for method in (notebook.add, notebook.put, notebook.lines):
+            with pytest.raises(TypeError, match="is not declared @exactly_once"):
+                method.once("r1")
 
     async def test_a_record_expires_after_its_time(
         self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock

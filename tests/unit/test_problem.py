@@ -44,6 +44,9 @@ STATUSES: list[tuple[Exception, int, str | None]] = [
     (service.Forbidden("kv"), 403, None),
     (service.BodyTooLarge(1000), 413, None),
     (service.QuotaExceeded(0.01), 429, "1"),
+    (service.IdempotencyKeyMalformed("holds a blank"), 400, None),
+    (service.IdempotencyKeyReused("order-17"), 422, None),
+    (service.IdempotencyKeyBusy(0.5), 409, "1"),
     (service.ModelUnavailable(INSIDE, 7.0), 503, "7"),
     (service.ModelTimeout(30.0), 504, None),
     (service.ModelRefused("too long", "context_length_exceeded"), 422, None),
@@ -108,7 +111,7 @@ def test_an_error_has_its_status_whether_it_was_raised_here_or_in_another_proces
 @pytest.mark.parametrize(("error", "status", "_"), STATUSES, ids=lambda value: type(value).__name__)
 def test_what_may_be_retried_is_never_called_the_services_fault(error: Exception, status: int, _: object) -> None:
     if getattr(error, "retryable", False):
-        assert status in (429, 503, 504)
+        assert status in (409, 429, 503, 504)
     else:
         assert status not in (429, 504)
 
