@@ -2,6 +2,8 @@
 
 A session is made by `create`; until then, and after `delete` or expiry, every method raises `ObjectNotFound`. Messages
 are numbered from 1 in the order in which they were acknowledged; of more than `messages_max` the oldest leave.
+
+A session with a time to live ends by itself when it was not used for so long, and its entry in the directory with it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any, TypedDict
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, InvalidArgument, ObjectNotFound, exactly_once, idempotent, read
+from actors.directory import DIRECTORY_NAME, Directory, SessionMetadata
+from actors.runtime import AlarmInfo, DurableObject, InvalidArgument, ObjectNotFound, exactly_once, idempotent, read
 
 MESSAGES_MAX_DEFAULT = 1000
 HISTORY_PAGE_MAX = 1000
@@ -33,20 +36,6 @@ def create_tables(database: Database) -> None:
         "CREATE TABLE message (id INTEGER PRIMARY KEY AUTOINCREMENT, role TEXT NOT NULL, content TEXT NOT NULL,"
         " tokens INTEGER, data TEXT, created_at REAL NOT NULL)"
     )
-
-
-class SessionMetadata(TypedDict):
-    """What is known of a session without its messages. Times are seconds since 1970."""
-
-    id: str
-    tenant: str
-    user_id: str | None
-    title: str | None
-    metadata: dict[str, str]
-    created_at: float
-    last_active_at: float
-    expires_at: float | None
-    message_count: int
 
 
 class Message(TypedDict):
@@ -116,7 +105,9 @@ class ChatSession(DurableObject):
             ttl_s,
             messages_max,
         )
-        return self.metadata()
+        created = self.metadata()
+        self._wake_to_expire(created["expires_at"])
+        return created
 
     @read
     def metadata(self) -> SessionMetadata:
@@ -165,12 +156,14 @@ class ChatSession(DurableObject):
             self.storage.sql("DELETE FROM message WHERE id IN (SELECT id FROM message ORDER BY id LIMIT ?)", surplus)
             message_count = messages_max
         self.storage.sql("UPDATE session SET last_active_at = ?, message_count = ?", now, message_count)
+        expires_at = _expires_at(now, ttl_s)
+        self._wake_to_expire(expires_at)
         return {
             "id": message_id,
             "created_at": now,
             "message_count": message_count,
             "last_active_at": now,
-            "expires_at": _expires_at(now, ttl_s),
+            "expires_at": expires_at,
         }
 
     @read
@@ -206,13 +199,30 @@ class ChatSession(DurableObject):
         return self.metadata()
 
     @idempotent
-    def delete(self, *, only_expired: bool = False) -> bool:
-        """Removes the session and its file. False if there was none, or, with `only_expired`, if it lives."""
-        rows = self.storage.sql("SELECT last_active_at, ttl_s FROM session")
-        if rows and only_expired and not self._is_over(*rows[0]):
-            return False
+    def delete(self) -> bool:
+        """Removes the session and its file. False if there was none."""
+        rows = self.storage.sql("SELECT 1 FROM session")
         self.storage.delete_all()
         return bool(rows)
+
+    async def alarm(self, info: AlarmInfo) -> None:
+        """Ends the session if it has expired; else has the directory know that it has not."""
+        rows = self.storage.sql("SELECT last_active_at, ttl_s FROM session")
+        if not rows:
+            return
+        directory = self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME)
+        if self._is_over(*rows[0]):
+            # The entry goes first: with the session gone, there would be no alarm to try it again.
+            await directory.remove(self.id.name)
+            self.storage.delete_all()
+        else:
+            self._wake_to_expire(_expires_at(*rows[0]))
+            await directory.put(self.metadata())
+
+    def _wake_to_expire(self, expires_at: float | None) -> None:
+        # One that is set comes early enough, and is set anew then: not with each message.
+        if expires_at is not None and self.storage.get_alarm() is None:
+            self.storage.set_alarm(expires_at)
 
     def _session(self) -> tuple[Any, ...]:
         rows = self.storage.sql(

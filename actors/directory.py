@@ -13,10 +13,14 @@ from typing import Any, TypedDict
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.chat_session import SessionMetadata
-from actors.runtime import DurableObject, idempotent, read
+from actors.runtime import AlarmInfo, DurableObject, idempotent, read
 
+#: Of a tenant's directory, among its objects of the class.
+DIRECTORY_NAME = "sessions"
 PAGE_MAX = 100
+#: A session removes its own entry when it expires. One that is left so long after that is of a session that was not made,
+#: by a crash.
+ENTRIES_KEPT_EXPIRED_S = 3_600.0
 
 migrations = Migrations("directory")
 
@@ -30,6 +34,20 @@ def create_tables(database: Database) -> None:
     )
     database.execute("CREATE INDEX session_user_id ON session (user_id, id)")
     database.execute("CREATE INDEX session_expires_at ON session (expires_at) WHERE expires_at IS NOT NULL")
+
+
+class SessionMetadata(TypedDict):
+    """What is known of a session without its messages. Times are seconds since 1970."""
+
+    id: str
+    tenant: str
+    user_id: str | None
+    title: str | None
+    metadata: dict[str, str]
+    created_at: float
+    last_active_at: float
+    expires_at: float | None
+    message_count: int
 
 
 class Activity(TypedDict):
@@ -65,6 +83,20 @@ class Directory(DurableObject):
             session["expires_at"],
             session["message_count"],
         )
+        self._look_for_expired()
+
+    def alarm(self, info: AlarmInfo) -> None:
+        """Removes entries that no session removes."""
+        before = self.clock.now() - ENTRIES_KEPT_EXPIRED_S
+        self.storage.sql("DELETE FROM session WHERE expires_at <= ?", before)
+        self._look_for_expired()
+
+    def _look_for_expired(self) -> None:
+        # One that is set is early enough, but for a session with less time to live: its entry is hidden meanwhile.
+        if self.storage.get_alarm() is None:
+            ((expires_at,),) = self.storage.sql("SELECT min(expires_at) FROM session WHERE expires_at IS NOT NULL")
+            if expires_at is not None:
+                self.storage.set_alarm(max(expires_at, self.clock.now()) + ENTRIES_KEPT_EXPIRED_S)
 
     @idempotent
     def note_activity(self, activities: Sequence[Activity]) -> None:
@@ -99,14 +131,6 @@ class Directory(DurableObject):
             limit + 1,
         )
         return {"sessions": [self._entry(row) for row in rows[:limit]], "has_more": len(rows) > limit}
-
-    @read
-    def expired(self, limit: int = 100) -> list[str]:
-        """Sessions that seem to have expired, longest ago first."""
-        rows = self.storage.sql(
-            "SELECT id FROM session WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", self.clock.now(), limit
-        )
-        return [session_id for (session_id,) in rows]
 
     def _entry(self, row: tuple[Any, ...]) -> SessionMetadata:
         session_id, user_id, title, metadata, created_at, last_active_at, expires_at, message_count = row

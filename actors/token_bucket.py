@@ -10,7 +10,8 @@ holds as much, which is then taken; one that is not allowed takes nothing. With 
     1.0   cost 1    1.0      allowed                    0.0
 
 `take` is the arithmetic, with the time as a parameter; `TokenBucket` keeps its state. The limit comes with each call,
-so that a changed configuration holds at once and mints nothing.
+so that a changed configuration holds at once and mints nothing. A bucket that is full again and not used says no more
+than one that never was: it removes itself.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import NamedTuple
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from actors.runtime import DurableObject, InvalidArgument, idempotent, read
+from actors.runtime import AlarmInfo, DurableObject, InvalidArgument, idempotent, read
 
 #: What "never" is in seconds: a cost above the capacity, or a bucket that gains nothing.
 RETRY_AFTER_MAX_S = 86_400.0
+#: A bucket is removed so long after it was full. Clients that come and go within it cost no new file each time.
+KEPT_FULL_S = 60.0
 
 migrations = Migrations("token_bucket")
 
@@ -35,6 +38,12 @@ def create_tables(database: Database) -> None:
         "CREATE TABLE bucket"
         " (only INTEGER PRIMARY KEY CHECK (only = 1), tokens REAL NOT NULL, updated_at REAL NOT NULL)"
     )
+
+
+@migrations()
+def add_full_at(database: Database) -> None:
+    # Seconds since 1970; null where it never fills.
+    database.execute("ALTER TABLE bucket ADD COLUMN full_at REAL")
 
 
 class Limit(NamedTuple):
@@ -67,6 +76,14 @@ def refill(state: State | None, limit: Limit, now: float) -> State:
     return State(min(limit.capacity, state.tokens + gained), max(now, state.updated_at))
 
 
+def when_full(state: State, limit: Limit) -> float | None:
+    """When the bucket will be full if nothing is taken; None if never."""
+    missing = limit.capacity - state.tokens
+    if missing <= 0:
+        return state.updated_at
+    return state.updated_at + missing / limit.refill_per_second if limit.refill_per_second > 0 else None
+
+
 def take(state: State | None, limit: Limit, cost: float, now: float) -> tuple[State, Decision]:
     """Takes `cost` tokens if they are there.
 
@@ -96,12 +113,30 @@ class TokenBucket(DurableObject):
     def check(self, cost: float, limit: Limit) -> Decision:
         """Takes `cost` tokens if they are there. Not repeated by the stub: a caller that repeats may pay twice."""
         state, decision = take(self._state(), limit, cost, self.clock.now())
+        full_at = when_full(state, limit)
         self.storage.sql(
-            "INSERT INTO bucket VALUES (1, ?, ?)"
-            " ON CONFLICT DO UPDATE SET tokens = excluded.tokens, updated_at = excluded.updated_at",
+            "INSERT INTO bucket (only, tokens, updated_at, full_at) VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET tokens = excluded.tokens, updated_at = excluded.updated_at, full_at = excluded.full_at",
             *state,
+            full_at,
         )
+        if full_at is not None and self.storage.get_alarm() is None:
+            self._look_again(full_at)
         return decision
+
+    def alarm(self, info: AlarmInfo) -> None:
+        """Removes a bucket that is full and was not used since."""
+        ((full_at,),) = self.storage.sql("SELECT full_at FROM bucket") or [(None,)]
+        if full_at is None:
+            return  # the next check sets another
+        if full_at + KEPT_FULL_S <= self.clock.now():
+            self.storage.delete_all()
+        else:
+            self._look_again(full_at)
+
+    def _look_again(self, full_at: float) -> None:
+        # Not with each check: one that is set comes early enough. A bucket that takes years to fill is looked at daily.
+        self.storage.set_alarm(min(full_at, self.clock.now() + RETRY_AFTER_MAX_S) + KEPT_FULL_S)
 
     @read
     def usage(self, limit: Limit) -> State:

@@ -12,11 +12,10 @@ import logging
 
 from actors import Directory, DurableError, Objects
 from actors.chat_session import Appended
-from actors.directory import Activity
+from actors.directory import DIRECTORY_NAME, Activity
 
 logger = logging.getLogger("mobula.activity")
 
-DIRECTORY_NAME = "sessions"
 TELL_EVERY_S = 0.2
 #: Sessions of one tenant whose news may wait.
 GATHERED_MAX = 1000

@@ -2,6 +2,7 @@
 
 A session is a `ChatSession` object, and an entry in its tenant's `Directory`. The entry is made before the session and
 removed after it, so that a crash between the two leaves an entry that can be deleted, and never data that no one sees.
+One that expires removes both by itself.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors import ChatSession, Directory, ObjectNotFound, Objects
-from actors.chat_session import Appended, History, SessionMetadata
-from actors.directory import SessionPage
+from actors.chat_session import Appended, History
+from actors.directory import DIRECTORY_NAME, SessionMetadata, SessionPage
 from actors.runtime.namespace import Stub
 from configs.tenant import TenantConfig
-from deployments.activity import DIRECTORY_NAME, ActivityLog
+from deployments.activity import ActivityLog
 
 #: Milliseconds since 1970, so that ids sort by age, then 80 bits that nobody can guess.
 _SESSION_ID = re.compile(r"s[0-9a-f]{32}")
@@ -80,9 +81,8 @@ class Sessions:
         return created
 
     async def page(self, tenant: str, *, limit: int, after: str | None, user_id: str | None) -> SessionPage:
-        """Sessions that have not expired, newest first. Deletes, first, what has expired."""
+        """Sessions that have not expired, newest first."""
         await self._activity.tell(tenant)
-        await self._delete_expired(tenant)
         page: SessionPage = await self._directory(tenant).page(limit=limit, after=after, user_id=user_id)
         return page
 
@@ -129,17 +129,6 @@ class Sessions:
         if not _SESSION_ID.fullmatch(session_id):
             raise ObjectNotFound(f"ChatSession/{tenant}:?")
         return self._sessions.get(tenant, session_id)
-
-    async def _delete_expired(self, tenant: str) -> None:
-        for session_id in await self._directory(tenant).expired():
-            session = self._sessions.get(tenant, session_id)
-            if await session.delete(only_expired=True):
-                await self._directory(tenant).remove(session_id)
-                continue
-            try:
-                await self._directory(tenant).put(await session.metadata())  # used since, elsewhere
-            except ObjectNotFound:
-                await self._directory(tenant).remove(session_id)
 
     def _directory(self, tenant: str) -> Stub[Directory]:
         return self._directories.get(tenant, DIRECTORY_NAME)

@@ -77,7 +77,9 @@ def listed_titles(client: httpx.Client, user_id: str) -> list[str]:
     page: dict[str, Any] = {"has_more": True}
     after = None
     while page["has_more"]:
-        asked: dict[str, str | int] = {"user_id": user_id, "limit": 100} | ({} if after is None else {"after": after})
+        asked: dict[str, str | int] = {"user_id": user_id, "limit": 100}
+        if after is not None:
+            asked["after"] = after
         page = ok(client.get("/chat/sessions", params=asked))
         titles += [session["title"] for session in page["sessions"]]
         after = page["sessions"][-1]["id"] if page["sessions"] else None

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from actors import ChatSession, InvalidArgument, LocalBackend, ObjectNotFound
+from actors import ChatSession, Directory, InvalidArgument, LocalBackend, ObjectNotFound
+from actors.directory import DIRECTORY_NAME
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from tests.unit.objects_fixtures import Hibernating
+from tests.unit.objects_fixtures import Hibernating, ring
 
 SLOTS = 4
 
@@ -26,7 +27,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture(params=[LocalBackend, Hibernating])
 def objects(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[LocalBackend]:
-    backend = request.param(tmp_path, [ChatSession], settings=HostSettings(slots=SLOTS), clock=clock)
+    backend = request.param(tmp_path, [ChatSession, Directory], settings=HostSettings(slots=SLOTS), clock=clock)
     yield backend
     backend.close()
 
@@ -330,15 +331,43 @@ async def test_a_session_made_after_delete_knows_nothing_of_the_first(session: S
     assert await session.history() == {"messages": [], "has_more": False}
 
 
-async def test_deleting_only_what_expired_spares_a_living_session(
-    session: Stub[ChatSession], clock: ManualClock, tmp_path: Path
+async def test_an_expired_session_removes_itself_and_its_entry(
+    objects: LocalBackend, session: Stub[ChatSession], clock: ManualClock, tmp_path: Path
+) -> None:
+    directory = objects.namespace(Directory).get("acme", DIRECTORY_NAME)
+    await directory.put(await session.create(ttl_s=10))
+    clock.advance(9.9)
+    assert await ring(objects, clock) == 0
+    clock.advance(0.2)
+    assert await ring(objects, clock) == 1
+    assert list((tmp_path / "objects" / "ChatSession").rglob("acme:s1*")) == []
+    assert await directory.remove("s1") is False
+
+
+async def test_a_session_that_was_used_lives_on_and_its_entry_says_so(
+    objects: LocalBackend, session: Stub[ChatSession], clock: ManualClock
+) -> None:
+    directory = objects.namespace(Directory).get("acme", DIRECTORY_NAME)
+    await directory.put(await session.create(ttl_s=10))
+    clock.advance(8)
+    await session.append("user", "still here")
+    clock.advance(2.1)
+    assert await ring(objects, clock) == 1
+    assert (await directory.page())["sessions"] == [await session.metadata()]
+    clock.advance(7.9)
+    assert await ring(objects, clock) == 1
+    with pytest.raises(ObjectNotFound):
+        await session.metadata()
+
+
+async def test_a_session_that_was_made_anew_after_it_expired_is_not_ended_by_the_old_alarm(
+    objects: LocalBackend, session: Stub[ChatSession], clock: ManualClock
 ) -> None:
     await session.create(ttl_s=10)
-    assert await session.delete(only_expired=True) is False
-    assert (await session.metadata())["id"] == "s1"
-    clock.advance(10)
-    assert await session.delete(only_expired=True) is True
-    assert not session.id.path(tmp_path / "objects", SLOTS).exists()
+    clock.advance(20)
+    await session.create(ttl_s=100)
+    assert await ring(objects, clock) == 1
+    assert (await session.metadata())["expires_at"] == clock.now() + 100
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from actors import ChatSession, Directory, InvalidArgument, LocalBackend
-from actors.chat_session import SessionMetadata
-from actors.directory import PAGE_MAX, Activity
+from actors import ChatSession, Directory, InvalidArgument, LocalBackend, ObjectNotFound
+from actors.directory import PAGE_MAX, Activity, SessionMetadata
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
@@ -63,7 +62,6 @@ async def _page(directory: Stub[Directory], **options: Any) -> tuple[list[str], 
 
 async def test_an_empty_directory_has_an_empty_page(directory: Stub[Directory]) -> None:
     assert await directory.page() == {"sessions": [], "has_more": False}
-    assert await directory.expired() == []
 
 
 async def test_an_entry_is_what_the_session_said_of_itself(objects: LocalBackend, directory: Stub[Directory]) -> None:
@@ -160,17 +158,8 @@ async def test_a_session_is_listed_exactly_as_long_as_it_can_be_found(
     await directory.put(await session.create(ttl_s=10))
     clock.advance(10)
     assert await _page(directory) == ([], False)
-    assert await directory.expired() == ["s1"]
-    assert await session.delete(only_expired=True) is True
-
-
-async def test_expired_sessions_are_named_longest_ago_first(directory: Stub[Directory], clock: ManualClock) -> None:
-    for session_id, expires_at in {"s1": NOW + 3, "s2": NOW + 1, "s3": None, "s4": NOW + 2, "s5": NOW + 9}.items():
-        await directory.put(_session(session_id, expires_at=expires_at))
-    assert await directory.expired() == []
-    clock.advance(3)
-    assert await directory.expired() == ["s2", "s4", "s1"]
-    assert await directory.expired(2) == ["s2", "s4"]
+    with pytest.raises(ObjectNotFound):
+        await session.metadata()
 
 
 async def test_activity_updates_an_entry(directory: Stub[Directory]) -> None:

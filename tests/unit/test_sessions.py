@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from actors import ChatSession, Directory, ObjectNotFound, ObjectOverloaded
+from actors.directory import ENTRIES_KEPT_EXPIRED_S
 from actors.runtime.clock import ManualClock
 from configs.tenant import SessionsConfig
 from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
 from tests.unit.handles import FailingObjects, tenant
+from tests.unit.objects_fixtures import ring
 
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
 UNKNOWN = "s" + "0" * 32
@@ -171,7 +173,10 @@ async def test_an_entry_left_by_a_crash_expires_as_its_session_would_have(
     assert len(await _listed(sessions, "brief")) == 1
     clock.advance(60)
     assert await _listed(sessions, "brief") == []
-    assert ("Directory", "remove") in objects.calls
+    clock.advance(ENTRIES_KEPT_EXPIRED_S + 1)
+    assert await ring(objects, clock) == 1
+    clock.set_wall(clock.now() - ENTRIES_KEPT_EXPIRED_S - 60)  # when it would be listed if it were there
+    assert await _listed(sessions, "brief") == []
 
 
 async def test_a_crash_in_the_middle_of_deleting_leaves_an_entry_that_can_be_deleted(
@@ -186,20 +191,21 @@ async def test_a_crash_in_the_middle_of_deleting_leaves_an_entry_that_can_be_del
     assert await _listed(sessions) == []
 
 
-async def test_a_session_that_expired_is_deleted_from_disk_when_its_tenant_lists_sessions(
-    sessions: Sessions, clock: ManualClock, tmp_path: Path
+async def test_a_session_that_expired_is_gone_from_disk_and_from_the_listing(
+    sessions: Sessions, objects: FailingObjects, clock: ManualClock, tmp_path: Path
 ) -> None:
     session_id = (await sessions.create("brief"))["id"]
     await sessions.append("brief", session_id, "user", "a secret")
     clock.advance(60)
     with pytest.raises(ObjectNotFound):
         await sessions.metadata("brief", session_id)
-    assert list((tmp_path / "objects" / "ChatSession").rglob("*.sqlite"))
     assert await _listed(sessions, "brief") == []
-    assert list((tmp_path / "objects" / "ChatSession").rglob("*.sqlite*")) == []
+    assert list((tmp_path / "objects" / "ChatSession").rglob("*.sqlite"))
+    assert await ring(objects, clock) == 1
+    assert list((tmp_path / "objects" / "ChatSession").rglob(f"*{session_id}*")) == []
 
 
-async def test_a_session_that_was_used_since_its_entry_is_kept_and_its_entry_set_right(
+async def test_a_session_that_was_used_since_its_entry_is_listed_again(
     sessions: Sessions, objects: FailingObjects, clock: ManualClock
 ) -> None:
     session_id = (await sessions.create("brief"))["id"]
@@ -208,6 +214,7 @@ async def test_a_session_that_was_used_since_its_entry_is_kept_and_its_entry_set
     elsewhere = Sessions(objects, {"brief": tenant("brief")}, ActivityLog(objects), clock.now)
     await elsewhere.append("brief", session_id, "user", "still here")
     clock.advance(20)
+    assert await ring(objects, clock) == 1
     assert await _listed(sessions, "brief") == [session_id]
     page = await sessions.page("brief", limit=10, after=None, user_id=None)
     assert page["sessions"] == [await sessions.metadata("brief", session_id)]

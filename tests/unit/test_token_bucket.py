@@ -13,8 +13,8 @@ from actors import InvalidArgument, LocalBackend, TokenBucket
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from actors.token_bucket import RETRY_AFTER_MAX_S, Decision, Limit, State
-from tests.unit.objects_fixtures import Hibernating
+from actors.token_bucket import KEPT_FULL_S, RETRY_AFTER_MAX_S, Decision, Limit, State
+from tests.unit.objects_fixtures import Hibernating, ring
 
 SLOTS = 4
 LIMIT = Limit(refill_per_second=2, capacity=10)
@@ -136,3 +136,39 @@ async def test_buckets_of_two_tenants_share_a_name_and_nothing_else(objects: Loc
     await buckets.get("acme", "client").check(10, LIMIT)
     assert (await buckets.get("globex", "client").usage(LIMIT)).tokens == 10
     assert (await buckets.get("acme", "other").usage(LIMIT)).tokens == 10
+
+
+async def test_a_bucket_that_is_full_again_removes_itself(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, tmp_path: Path
+) -> None:
+    await bucket.check(4, LIMIT)
+    clock.advance(2 + KEPT_FULL_S - 0.1)
+    assert await ring(objects, clock) == 0
+    clock.advance(0.2)
+    assert await ring(objects, clock) == 1
+    assert list((tmp_path / "objects" / "TokenBucket").rglob("*client*")) == []
+    assert await bucket.usage(LIMIT) == State(10, clock.now())
+
+
+async def test_a_bucket_in_use_stays_and_is_looked_at_again(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    await bucket.check(4, LIMIT)
+    clock.advance(2 + KEPT_FULL_S)
+    await bucket.check(10, LIMIT)
+    assert await ring(objects, clock) == 1
+    assert await bucket.usage(LIMIT) == State(0, clock.now())
+    clock.advance(5 + KEPT_FULL_S)
+    assert await ring(objects, clock) == 1
+    assert await ring(objects, clock) == 0
+
+
+@pytest.mark.parametrize("limit", [Limit(0, 10), Limit(1e-12, 10)])
+async def test_a_bucket_that_takes_ages_to_fill_forgets_nothing(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, limit: Limit
+) -> None:
+    await bucket.check(4, limit)
+    for _ in range(3):
+        clock.advance(RETRY_AFTER_MAX_S + KEPT_FULL_S)
+        await ring(objects, clock)
+    assert (await bucket.usage(limit)).tokens == pytest.approx(6)
