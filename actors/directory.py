@@ -18,8 +18,7 @@ from actors.runtime import AlarmInfo, DurableObject, idempotent, read
 #: Of a tenant's directory, among its objects of the class.
 DIRECTORY_NAME = "sessions"
 PAGE_MAX = 100
-#: A session removes its own entry when it expires. One that is left so long after that is of a session that was not made,
-#: by a crash.
+#: A session removes its own entry when it expires. One that is left so long after that has no session, by a crash.
 ENTRIES_KEPT_EXPIRED_S = 3_600.0
 
 migrations = Migrations("directory")
