@@ -43,8 +43,8 @@ def fingerprint(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
 class _Encoder:
     """Encodes values so that what differs is encoded differently.
 
-    Each part is a tag and a length before its bytes. A container is the digest of its parts: a part that is used many
-    times is encoded once on each level, or a small pickle could stand for an endless text.
+    A value is a tag before its bytes, and their length where that differs. A container is the digest of its parts: one
+    that is used many times is encoded once on each level, or a small pickle could stand for an endless text.
     """
 
     __slots__ = ("_digests",)
@@ -108,7 +108,8 @@ def _digest(encoded: bytes) -> bytes:
 
 
 def _joined(tag: bytes, parts: list[bytes]) -> bytes:
-    return tag + _digest(b"%d:" % len(parts) + b"".join(parts))
+    # Each part says where it ends.
+    return tag + _digest(b"".join(parts))
 
 
 def _measured(tag: bytes, encoded: bytes) -> bytes:

@@ -75,14 +75,12 @@ def make_session(client: httpx.Client, tag: str, number: int) -> httpx.Response:
 def listed_titles(client: httpx.Client, user_id: str) -> list[str]:
     titles: list[str] = []
     page: dict[str, Any] = {"has_more": True}
-    after = None
+    asked: dict[str, str | int] = {"user_id": user_id, "limit": 100}
     while page["has_more"]:
-        asked: dict[str, str | int] = {"user_id": user_id, "limit": 100}
-        if after is not None:
-            asked["after"] = after
         page = ok(client.get("/chat/sessions", params=asked))
         titles += [session["title"] for session in page["sessions"]]
-        after = page["sessions"][-1]["id"] if page["sessions"] else None
+        if page["sessions"]:
+            asked["after"] = page["sessions"][-1]["id"]
     return titles
 
 
