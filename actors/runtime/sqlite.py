@@ -10,6 +10,7 @@ under its name complete and on disk, or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -114,18 +115,24 @@ def create(path: Path, template: bytes) -> None:
     # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
     wal_of(path).unlink(missing_ok=True)
     unfinished = path.with_suffix(".new")
-    descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     try:
-        view = memoryview(template)
+        _write_synced(unfinished, template)
+        os.rename(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the next one to make it writes over it
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    try:
+        view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
-    except OSError:
-        unfinished.unlink()
-        raise
     finally:
         os.close(descriptor)
-    os.rename(unfinished, path)
 
 
 def remove(path: Path) -> None:
