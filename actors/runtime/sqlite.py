@@ -75,7 +75,9 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
 
     Raises:
         Error: `is_busy(error)` says that another process has it.
+        OSError: the disk failed.
     """
+    _sync_log(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
         uri=True,
@@ -92,6 +94,23 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
         connection.close()
         raise
     return connection
+
+
+def _sync_log(path: Path) -> None:
+    """Makes durable what is about to be read.
+
+    A log that is there at an opening was left by a process that was killed, or whose disk failed: its last commits may
+    never have been synced, and SQLite takes them for good when it reads them back.
+    """
+    try:
+        descriptor = os.open(wal_of(path), os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:

@@ -27,6 +27,8 @@ OBJECT = ObjectId("Notebook", "acme", "n")
 #: What a victim may take for one order. None may hang, whatever its disk does.
 ANSWER_TIMEOUT_S = 60.0
 
+LINE_BYTES_MAX = 32 * 1024 * 1024
+
 #: A method of the notebook with its arguments.
 Call: TypeAlias = Sequence[Any]
 
@@ -59,6 +61,7 @@ class Victim:
             env=self._environ,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES_MAX,
         )
         return self
 

@@ -8,9 +8,7 @@ again, and in another one after `kill -9`.
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from tests.objects import Notebook
 
 #: Several pages, some of which overflow.
 LONG = "x" * 20_000
-#: In bytes; two of them make SQLite copy its log into the database after a commit.
+#: Two of them are more than the 1,000 pages at which SQLite copies its log into the database after a commit.
 FILL_BYTES = 2_500_000
 
 #: The life of an object: each step is the calls made at once; no call is a hibernation.
@@ -46,6 +44,15 @@ SHORT_LIFE: list[list[Call]] = [
     [("append", "kept")],
     [("erase",)],
     [("lines",)],
+]
+#: Its log is copied into its database twice: after the second `fill`, and when it falls asleep.
+LARGE_LIFE: list[list[Call]] = [
+    [("append", "created")],
+    [("fill", FILL_BYTES)],
+    [("fill", FILL_BYTES)],
+    [("append", "after")],
+    [],
+    [("append", "woken")],
 ]
 #: What an object does when its disk works again.
 AFTERWARDS: list[list[Call]] = [
@@ -109,21 +116,22 @@ class Run:
     """One victim that lives many lives, each in a data directory of its own, so that each begins with nothing."""
 
     def __init__(self, victim: Victim, disk: FaultyDisk, folder: Path) -> None:
+        folder.mkdir()
         self._victim = victim
         self._disk = disk
         self._folder = folder
         self._lived: list[tuple[str, Path, Expected]] = []
 
-    async def live(self, what: str, life: list[list[Call]]) -> tuple[int, int]:
-        """Lives one life under the disk's plan, and goes on when the disk works again.
+    async def live(self, life: list[list[Call]], *, what: str = "", goes_on: bool = True) -> tuple[int, int]:
+        """Lives one life under the disk's plan, and goes on when the disk works again, or is left as it is then.
 
         Returns:
             How many calls to the disk the plan counted, and how many failed.
         """
         data_dir = self._folder / f"{len(self._lived):04d}"
         expected = Expected()
-        counts = (0, 0)
         started = await self._victim.start(data_dir)
+        counts = (0, 0)
         if started.error:
             assert started.error == "OSError", started
             counts = self._disk.work()
@@ -131,10 +139,11 @@ class Run:
         for calls in life:
             await self._step(calls, expected)
         counts = max(counts, self._disk.work())
-        met = len(expected.errors)
-        for calls in AFTERWARDS:
-            await self._step(calls, expected)
-        assert expected.errors[met:] == [], what
+        if goes_on:
+            met = len(expected.errors)
+            for calls in AFTERWARDS:
+                await self._step(calls, expected)
+            assert expected.errors[met:] == [], what
         self._lived.append((what, data_dir, expected))
         return counts
 
@@ -157,48 +166,107 @@ class Run:
                 assert await notebook.append("reopened")
             finally:
                 backend.close()
-            files = {path.name for path in (data_dir / "objects").rglob("*") if path.is_file()}
-            assert files == {"slots", OBJECT.path(data_dir, SETTINGS.slots).name}, what
+            path = OBJECT.path(data_dir / "objects", SETTINGS.slots)
+            assert list(path.parent.iterdir()) == [path], what
 
 
 class TestEachCallFailsInTurn:
     """What of a life is kept when the n-th call to the disk fails, for every n?"""
 
     @pytest.mark.parametrize(
-        ("kind", "error"),
+        ("kinds", "error"),
         [
-            (Kind.OPEN, errno.EIO),
-            (Kind.OPEN, errno.EMFILE),
-            (Kind.OPEN, errno.ENOSPC),
-            (Kind.READ, errno.EIO),
-            (Kind.WRITE, errno.ENOSPC),
-            (Kind.WRITE, errno.EDQUOT),
-            (Kind.WRITE, errno.EIO),
-            (Kind.SYNC, errno.EIO),
-            (Kind.SYNC, errno.ENOSPC),
-            (Kind.TRUNCATE, errno.EIO),
-            (Kind.TRUNCATE, errno.ENOSPC),
-            (Kind.RENAME, errno.ENOSPC),
-            (Kind.UNLINK, errno.EIO),
-            (Kind.UNLINK, errno.ENOSPC),
-            (Kind.MKDIR, errno.ENOSPC),
-            (SPACE, errno.ENOSPC),
-            (ALL, errno.EIO),
+            pytest.param(Kind.OPEN, errno.EMFILE, id="no-more-files"),
+            pytest.param(Kind.READ, errno.EIO, id="read"),
+            pytest.param(Kind.WRITE, errno.EDQUOT, id="write-over-quota"),
+            pytest.param(Kind.SYNC, errno.EIO, id="sync"),
+            pytest.param(Kind.UNLINK, errno.EIO, id="unlink"),
+            pytest.param(SPACE, errno.ENOSPC, id="no-space"),
+            pytest.param(ALL, errno.ENOSPC, id="no-space-for-anything"),
+            pytest.param(ALL, errno.EIO, id="anything"),
         ],
-        ids=lambda value: (value.name or "") if isinstance(value, Kind) else errno.errorcode[value],
     )
     @pytest.mark.parametrize("life", [LONG_LIFE, SHORT_LIFE], ids=["long", "short"])
     async def test_what_was_acknowledged_is_kept_and_the_object_goes_on(
-        self, disk: FaultyDisk, tmp_path: Path, life: list[list[Call]], kind: Kind, error: int
+        self, disk: FaultyDisk, tmp_path: Path, life: list[list[Call]], kinds: Kind, error: int
     ) -> None:
         async with Victim(disk.environ) as victim:
             run = Run(victim, disk, tmp_path / "disk")
-            disk.count(kind)
-            calls, _ = await run.live("nothing fails", life)
+            disk.count(kinds)
+            calls, _ = await run.live(life)
             assert calls > 0
-            for onward in (False, True):
-                for nth in range(1, calls + 1):
-                    disk.fail(kind, error, nth=nth, onward=onward)
-                    _, failed = await run.live(f"call {nth}{' and all later ones' if onward else ''}", life)
+            for nth in range(1, calls + 1):
+                disk.fail(kinds, error, nth=nth)
+                _, failed = await run.live(life, what=f"call {nth} of {calls}")
+                assert failed == 1
+                disk.fail(kinds, error, nth=nth, onward=True)
+                _, failed = await run.live(life, what=f"call {nth} of {calls} and on", goes_on=nth % 2 == 0)
+                assert failed > 0
+            await run.kill_and_compare()
+
+    @pytest.mark.parametrize("onward", [False, True], ids=["once", "onward"])
+    async def test_a_log_that_is_half_copied_into_the_database_is_no_harm(
+        self, disk: FaultyDisk, tmp_path: Path, onward: bool
+    ) -> None:
+        async with Victim(disk.environ) as victim:
+            run = Run(victim, disk, tmp_path / "disk")
+            for kinds, error in ((Kind.WRITE, errno.ENOSPC), (Kind.SYNC | Kind.TRUNCATE, errno.EIO)):
+                disk.count(kinds, suffix=".sqlite")
+                calls, _ = await run.live(LARGE_LIFE)
+                for nth in sorted({1, 2, calls // 2, calls - 1, calls}):
+                    disk.fail(kinds, error, nth=nth, onward=onward, suffix=".sqlite")
+                    _, failed = await run.live(LARGE_LIFE, what=f"call {nth} of {calls}", goes_on=nth % 2 == 0)
                     assert failed > 0
             await run.kill_and_compare()
+
+
+class TestFullDisk:
+    """What does it keep from being done?"""
+
+    async def test_objects_are_read_and_erased_and_hosts_start_while_there_is_no_space(
+        self, disk: FaultyDisk, tmp_path: Path
+    ) -> None:
+        data_dir = tmp_path / "disk"
+        async with Victim(disk.environ) as victim:
+            await victim.start(data_dir)
+            assert await victim.call(("append", "kept")) == [Outcome(value=1)]
+        disk.fail(SPACE, errno.ENOSPC, nth=1, onward=True)
+        async with Victim(disk.environ) as victim:
+            assert await victim.start(data_dir) == Outcome()
+            for _ in range(2):
+                (refused,) = await victim.call(("append", "refused"))
+                assert refused.error == "StorageFull"
+                assert await victim.call(("lines",)) == [Outcome(value=["kept"])]
+                await victim.hibernate()
+            assert await victim.call(("erase",)) == [Outcome()]
+            assert [outcome.error for outcome in await victim.call(("append", "refused"))] == ["StorageFull"]
+            disk.work()
+            assert await victim.call(("lines",), ("append", "new")) == [Outcome(value=[]), Outcome(value=1)]
+
+
+class TestSync:
+    """Is a reply given for what a power cut could take?"""
+
+    async def test_no_write_is_acknowledged_whose_log_was_not_synced(self, disk: FaultyDisk, tmp_path: Path) -> None:
+        async with Victim(disk.environ) as victim:
+            await victim.start(tmp_path / "disk")
+            disk.fail(Kind.SYNC, errno.EIO, nth=1, onward=True, suffix="-wal")
+            for _ in range(3):
+                (outcome,) = await victim.call(("append", "not on disk"))
+                assert outcome.error == "ObjectReset"
+
+    async def test_what_was_written_and_not_synced_is_synced_before_anybody_sees_it(
+        self, disk: FaultyDisk, tmp_path: Path
+    ) -> None:
+        async with Victim(disk.environ) as victim:
+            await victim.start(tmp_path / "disk")
+            disk.fail(Kind.SYNC, errno.EIO, nth=1, onward=True, suffix="-wal")
+            (outcome,) = await victim.call(("append", "not on disk"))
+            assert outcome.error == "ObjectReset"
+        disk.fail(Kind.SYNC, errno.EIO, nth=1, onward=True, suffix="-wal")
+        async with Victim(disk.environ) as victim:
+            await victim.start(tmp_path / "disk")
+            assert [outcome.error for outcome in await victim.call(("lines",))] == ["ObjectReset"]
+            disk.count(Kind.SYNC, suffix="-wal")
+            assert await victim.call(("lines",)) == [Outcome(value=["not on disk"])]
+            assert disk.work() == (1, 0)
