@@ -147,11 +147,9 @@ ssize_t write(int descriptor, const void *bytes, size_t size) {
 DEFINE_PWRITE(pwrite)
 DEFINE_PWRITE(pwrite64)
 
-int fsync(int descriptor) { return descriptor_fails(SYNC, descriptor) ? -1 : (int)syscall(SYS_fsync, descriptor); }
-
-int fdatasync(int descriptor) {
-    return descriptor_fails(SYNC, descriptor) ? -1 : (int)syscall(SYS_fdatasync, descriptor);
-}
+/* What succeeds takes no time: it is the process that dies in these tests, never the machine. */
+int fsync(int descriptor) { return descriptor_fails(SYNC, descriptor) ? -1 : 0; }
+int fdatasync(int descriptor) { return descriptor_fails(SYNC, descriptor) ? -1 : 0; }
 
 #define DEFINE_FTRUNCATE(name)                                                                                         \
     int name(int descriptor, off_t size) {                                                                             \

@@ -1,8 +1,8 @@
 """How does a test make a program's disk fail?
 
-A `FaultyDisk` is a plan, in a file that the program has mapped (`faulty_disk.c`): the n-th of the program's calls of some
-kinds, on files under one folder, fails with an error, alone or with all that follow. The files stay real, and so do
-SQLite, the kernel's locks and `kill -9`.
+A `FaultyDisk` is a plan, in a file that the program has mapped (`faulty_disk.c`): the n-th of the program's calls of
+some kinds, on files under one folder, fails with an error, alone or with all that follow. The files stay real, and so
+do SQLite, the kernel's locks and `kill -9`.
 """
 
 from __future__ import annotations
