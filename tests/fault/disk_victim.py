@@ -1,15 +1,12 @@
 """Whose disk fails? A program that holds durable objects, in a process of its own.
 
-`main` reads orders, one JSON value a line, and answers each with one line. `Victim` is the other end, in the test.
+`Program` is what runs there. `Victim` is the other end, in the test.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,17 +15,12 @@ from typing import Any, TypeAlias
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
-from tests.conftest import REPOSITORY
+from tests.fault.child import Child, serve
 from tests.objects import Notebook
 
 #: One slot, so that a start is short; no object hibernates by itself, so that each run makes the same calls.
 SETTINGS = HostSettings(slots=1, idle_after_s=86_400.0)
 OBJECT = ObjectId("Notebook", "acme", "n")
-#: What a victim may take for one order. None may hang, whatever its disk does.
-ANSWER_TIMEOUT_S = 60.0
-
-LINE_BYTES_MAX = 32 * 1024 * 1024
-
 #: A method of the notebook with its arguments.
 Call: TypeAlias = Sequence[Any]
 
@@ -47,36 +39,22 @@ def notebook_in(data_dir: Path) -> LocalBackend:
 
 
 class Victim:
-    """The process, as the test sees it. It lives until it is killed, and never gets to close anything."""
+    """The process, as the test sees it."""
 
-    def __init__(self, environ: dict[str, str]) -> None:
-        self._environ = {**os.environ, **environ, "PYTHONPATH": str(REPOSITORY)}
-        self._process: asyncio.subprocess.Process | None = None
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._child = Child(__name__, environ)
 
     async def __aenter__(self) -> Victim:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            __name__,
-            env=self._environ,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LINE_BYTES_MAX,
-        )
+        await self._child.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.kill()
+        await self._child.kill()
 
     async def kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            assert process.stdin is not None
-            process.kill()
-            process.stdin.close()
-            await process.wait()
+        await self._child.kill()
 
     async def start(self, data_dir: Path) -> Outcome:
         """Has it open a data directory. What it had open before stays so until it is killed."""
@@ -90,15 +68,7 @@ class Victim:
         await self._order({"hibernate": True})
 
     async def _order(self, order: dict[str, Any]) -> list[Outcome]:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(order).encode() + b"\n")
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            line = await process.stdout.readline()
-        assert line, f"the victim ended by itself after {order}"
-        return [Outcome(**outcome) for outcome in json.loads(line)]
+        return [Outcome(**outcome) for outcome in await self._child.order(order)]
 
 
 class Program:
@@ -132,12 +102,5 @@ def _outcome(value: Any) -> dict[str, Any]:
     return {"value": value}
 
 
-async def main() -> None:
-    program = Program()
-    for line in sys.stdin:
-        sys.stdout.write(json.dumps(await program.obey(json.loads(line))) + "\n")
-        sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(serve(Program().obey))
