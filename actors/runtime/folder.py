@@ -6,6 +6,7 @@ is made here survives one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,7 +17,13 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    try:
+        sync_folder(folder.parent)
+    except OSError:
+        # Whoever finds it takes it for one that is on disk, so it must not stay. If somebody uses it, somebody synced.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

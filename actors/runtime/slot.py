@@ -61,12 +61,18 @@ class SlotLock:
             if os.fstat(descriptor).st_nlink == 0:
                 raise BlockingIOError
         except BlockingIOError:
-            rival = os.pread(descriptor, OWNER_BYTES_MAX, 0).decode(errors="replace")
+            try:
+                return os.pread(descriptor, OWNER_BYTES_MAX, 0).decode(errors="replace")
+            finally:
+                os.close(descriptor)
+        except OSError:
             os.close(descriptor)
-            return rival
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, owner.encode()[:OWNER_BYTES_MAX], 0)
+            raise
         self._descriptor = descriptor
+        # The lock is what counts, the name a courtesy to rivals: a full disk must not keep objects from being read.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, owner.encode()[:OWNER_BYTES_MAX], 0)
         return None
 
     def release(self, *, remove: bool = False) -> None:
@@ -97,13 +103,14 @@ def record_slots(data_dir: Path, slots: int) -> None:
     """
     path = data_dir / "objects" / "slots"
     make_folder(path.parent)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
-        file.write(str(slots))
-        file.flush()
-        os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, path)
-            sync_folder(path.parent)
+    if not path.exists():  # a disk that is full since must not keep a host from starting
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
+            file.write(str(slots))
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
+    sync_folder(path.parent)  # also for one whose maker was killed before this
     recorded = path.read_text()
     if recorded != str(slots):
         raise InvalidArgument("objects.slots", slots, f"{data_dir} was made with {recorded} slots and keeps them")

@@ -10,6 +10,7 @@ under its name complete and on disk, or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -74,7 +75,9 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
 
     Raises:
         Error: `is_busy(error)` says that another process has it.
+        OSError: the disk failed.
     """
+    _sync_log(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
         uri=True,
@@ -91,6 +94,23 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
         connection.close()
         raise
     return connection
+
+
+def _sync_log(path: Path) -> None:
+    """Makes durable what is about to be read.
+
+    A log that is there at an opening was left by a process that was killed, or whose disk failed: its last commits may
+    never have been synced, and SQLite takes them for good when it reads them back.
+    """
+    try:
+        descriptor = os.open(wal_of(path), os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:
@@ -114,18 +134,24 @@ def create(path: Path, template: bytes) -> None:
     # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
     wal_of(path).unlink(missing_ok=True)
     unfinished = path.with_suffix(".new")
-    descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     try:
-        view = memoryview(template)
+        _write_synced(unfinished, template)
+        os.rename(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the next one to make it writes over it
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    try:
+        view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
-    except OSError:
-        unfinished.unlink()
-        raise
     finally:
         os.close(descriptor)
-    os.rename(unfinished, path)
 
 
 def remove(path: Path) -> None:

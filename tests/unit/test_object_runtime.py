@@ -270,6 +270,12 @@ class TestMisbehaviour:
         assert isinstance(closed, ObjectReset)
         assert after == 1
 
+    async def test_what_was_acknowledged_stays_when_a_turn_closes_the_database(self, notebook: Stub[Notebook]) -> None:
+        await notebook.add("kept")
+        with pytest.raises(ObjectReset):
+            await notebook.close_storage()
+        assert await notebook.lines() == ["kept"]
+
     async def test_two_classes_of_one_name_are_refused(self, data_dir: Path) -> None:
         impostor = type("Notebook", (DurableObject,), {})
         with pytest.raises(ValueError, match="two durable classes are named Notebook"):

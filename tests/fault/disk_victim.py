@@ -1,0 +1,106 @@
+"""Whose disk fails? A program that holds durable objects, in a process of its own.
+
+`Program` is what runs there. `Victim` is the other end, in the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from actors.runtime.backend_local import LocalBackend
+from actors.runtime.host import HostSettings
+from actors.runtime.object_id import ObjectId
+from tests.fault.child import Child, serve
+from tests.objects import Notebook
+
+#: One slot, so that a start is short; no object hibernates by itself, so that each run makes the same calls.
+SETTINGS = HostSettings(slots=1, idle_after_s=86_400.0)
+OBJECT = ObjectId("Notebook", "acme", "n")
+#: A method of the notebook with its arguments.
+Call: TypeAlias = Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of one call, or of a start: a value, or the class and the text of an error."""
+
+    value: Any = None
+    error: str = ""
+    text: str = ""
+
+
+def notebook_in(data_dir: Path) -> LocalBackend:
+    return LocalBackend(data_dir, [Notebook], settings=SETTINGS)
+
+
+class Victim:
+    """The process, as the test sees it."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._child = Child(__name__, environ)
+
+    async def __aenter__(self) -> Victim:
+        await self._child.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._child.kill()
+
+    async def kill(self) -> None:
+        await self._child.kill()
+
+    async def start(self, data_dir: Path) -> Outcome:
+        """Has it open a data directory. What it had open before stays so until it is killed."""
+        return (await self._order({"start": str(data_dir)}))[0]
+
+    async def call(self, *calls: Call) -> list[Outcome]:
+        """Has it make all of these calls at once."""
+        return await self._order({"calls": calls})
+
+    async def hibernate(self) -> None:
+        await self._order({"hibernate": True})
+
+    async def _order(self, order: dict[str, Any]) -> list[Outcome]:
+        return [Outcome(**outcome) for outcome in await self._child.order(order)]
+
+
+class Program:
+    """What runs in the victim."""
+
+    def __init__(self) -> None:
+        self._started: list[LocalBackend] = []
+
+    async def obey(self, order: dict[str, Any]) -> list[dict[str, Any]]:
+        if "start" in order:
+            return [self._start(Path(order["start"]))]
+        if "hibernate" in order:
+            if not self._started[-1].host.evict(OBJECT):
+                raise RuntimeError("the object is busy")
+            return []
+        stub = self._started[-1].namespace(Notebook).get(OBJECT.tenant, OBJECT.name)
+        calls = [getattr(stub, method)(*arguments) for method, *arguments in order["calls"]]
+        return [_outcome(value) for value in await asyncio.gather(*calls, return_exceptions=True)]
+
+    def _start(self, data_dir: Path) -> dict[str, Any]:
+        try:
+            self._started.append(notebook_in(data_dir))
+        except Exception as error:  # whatever it is, the test is told
+            return _outcome(error)
+        return _outcome(None)
+
+
+def _outcome(value: Any) -> dict[str, Any]:
+    if isinstance(value, BaseException):
+        return {"error": type(value).__name__, "text": str(value)}
+    return {"value": value}
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Program().obey))
