@@ -57,6 +57,8 @@ class HostServices:
     #: An object that has run for so long lets others run.
     slice_s: float
     block_timeout_s: float
+    #: Objects hibernate after each of their turns.
+    always_evict: bool
 
 
 class Activation:
@@ -199,6 +201,10 @@ class Activation:
                     self._start(instance, turn)
                 elif not self._run_plain(instance, turn, held) or instance.storage.delete_requested:
                     break
+                elif services.always_evict:
+                    if held:
+                        break  # the next turn is not to share its transaction
+                    self._hibernate_always()
                 if self.mailbox and services.clock.monotonic() >= until_s:
                     self._yield()
                     break
@@ -219,9 +225,14 @@ class Activation:
             return
         if storage.deleted:
             self.instance = None
+        self._hibernate_always()
         for turn in held:
             assert turn.held is not None
             self._leave(turn, turn.held)
+
+    def _hibernate_always(self) -> None:
+        if self._services.always_evict and not (self._running or self._alone):
+            self.close()
 
     def _activate(self, turn: Turn) -> bool:
         """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
@@ -393,6 +404,7 @@ class Activation:
         self._running.pop(turn, None)
         if self._exclusive is turn:
             self._exclusive = None
+        self._hibernate_always()
         self.last_used_s = self._services.clock.monotonic()
         self._services.resume(self)
 

@@ -23,6 +23,7 @@ from actors.runtime.alarms import AlarmIndex, entry_of
 from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
+from actors.runtime.gates import Gate
 from actors.runtime.namespace import Objects
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
 from actors.runtime.object_files import files_in
@@ -79,6 +80,8 @@ class ObjectHost:
         objects: gives all objects, for those that call others.
         chance: numbers from 0 to 1, to spread retries.
         commit: makes a transaction of an object durable; a test may have it fail.
+        keeps_time: fires alarms and lets idle objects hibernate by itself. Else its holder calls `fire_due` and `sweep`.
+        always_evict: objects hibernate after each of their turns, so that a test sees what they had not stored.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class ObjectHost:
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
         commit: Callable[[ObjectId, Storage], None] | None = None,
+        keeps_time: bool = True,
+        always_evict: bool = False,
     ) -> None:
         sqlite.require_version()
         self.name = name
@@ -117,7 +122,9 @@ class ObjectHost:
             mailbox_age_max_s=settings.mailbox_age_max_s,
             slice_s=settings.slice_ms / 1000,
             block_timeout_s=settings.block_timeout_s,
+            always_evict=always_evict,
         )
+        self._keeps_time = keeps_time
         #: Least recently used first.
         self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
         self._ids: dict[tuple[str, str, str], ObjectId] = {}
@@ -134,8 +141,9 @@ class ObjectHost:
 
     def begin(self) -> None:
         """Has the running loop fire alarms and let objects hibernate from now on."""
-        self._sweep_later()
-        self._ring_later()
+        if self._keeps_time:
+            self._sweep_later()
+            self._ring_later()
 
     # -- calls
 
@@ -194,16 +202,13 @@ class ObjectHost:
 
     # -- alarms
 
-    def fire_due(self) -> int:
-        """Puts alarms whose time has come into their objects' mailboxes. Returns how many."""
+    def fire_due(self) -> list[Turn]:
+        """Puts alarms whose time has come into their objects' mailboxes, a few at a time."""
         now = self._clock.now()
         if self._clock.monotonic() - self._alarms_swept_s >= ALARMS_SWEPT_EVERY_S:
             self._alarms_swept_s = self._clock.monotonic()
             self.alarms.rearm()
-        due = self.alarms.take_due(now, _ALARMS_AT_ONCE)
-        for object_id in due:
-            self.fire_alarm(object_id)
-        return len(due)
+        return [self.fire_alarm(object_id) for object_id in self.alarms.take_due(now, _ALARMS_AT_ONCE)]
 
     def fire_alarm(self, object_id: ObjectId, *, forced: bool = False) -> Turn:
         """Has the object's alarm handler run, if it has an alarm whose time has come.
@@ -269,6 +274,15 @@ class ObjectHost:
             return False  # nothing of ours
 
     # -- residence
+
+    def gates(self, object_id: ObjectId) -> tuple[Gate, Gate]:
+        """The input gate and the output gate of one object, for a test to hold.
+
+        Raises:
+            NotOwner, ObjectOverloaded: it can't run here, or not now.
+        """
+        activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+        return activation.input, activation.output
 
     @property
     def resident_objects(self) -> int:
