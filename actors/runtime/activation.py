@@ -487,7 +487,10 @@ class Activation:
             self._reset(reset, [], instance)
             if starting:
                 # Each of them would start it again, and wait for it again.
-                self._refuse_waiting(raised(self._key, self._meaning(reset)))
+                meaning = self._meaning(reset)
+                if any(turn.is_alarm for turn in self.mailbox):
+                    self._defer_alarm(meaning)
+                self._refuse_waiting(raised(self._key, meaning))
             raise
 
     # -- alarms
@@ -513,6 +516,7 @@ class Activation:
         try:
             reply = await self._in_steps(instance, turn.method, handle(), self._pack)
         except Exception as error:  # whatever the author's handler raises
+            storage.alarm.in_flight = False
             reset = self._lost(storage, error)
             if reset is None and not (isinstance(error, DurableError) and error.retryable):
                 reset = self._retry_alarm(storage, before, error)
