@@ -7,9 +7,10 @@ In one process, on files in a folder of the test's own, with a clock that only t
         await visits.add(1)
         await lab.advance(3600)     # fires what falls due on the way
 
-The objects run as they do in a service, behind the same stubs, in the same files. The test can fire alarms, evict, have
-commits fail, hold replies back, and lose the host. What a class waits for by itself (`asyncio.sleep`, the network) takes
-the time it takes, and so do the limits on calls and on `block_concurrency_while`: only `clock` and alarms are virtual.
+The objects run as they do in a service, behind the same stubs and on the same files. A test can fire alarms, evict
+objects, have commits fail, hold replies back, and lose the host. What a class waits for by itself (`asyncio.sleep`, the
+network) takes the time it takes, and so do the limits on calls and on `block_concurrency_while`: only `clock` and alarms
+are virtual.
 """
 
 from __future__ import annotations
@@ -68,14 +69,15 @@ class Lab:
         self._always_evict = always_evict
         self._settings = settings or HostSettings(slots=4)
         self._chance = chance
-        self._folder = tempfile.TemporaryDirectory(prefix="mobula-lab-")
-        self._data_dir = data_dir or Path(self._folder.name) / "data"
+        self._given_dir = data_dir
         self._images = 0
         #: What is to become of the next commit of an object.
         self._faults: dict[ObjectId, Callable[[Callable[[], None]], None]] = {}
         self._objects: LocalBackend | None = None
 
     async def __aenter__(self) -> Lab:
+        self._folder = tempfile.TemporaryDirectory(prefix="mobula-lab-")
+        self._data_dir = self._given_dir or Path(self._folder.name) / "data"
         self._open()
         return self
 
@@ -87,7 +89,9 @@ class Lab:
 
     # -- objects
 
-    def get(self, durable_class: type[Class], tenant: str, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Stub[Class]:
+    def get(
+        self, durable_class: type[Class], tenant: str, name: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Stub[Class]:
         """A stub, as `namespace(durable_class).get(...)` gives it. It outlives the host."""
         return self.namespace(durable_class).get(tenant, name, timeout_s=timeout_s)
 

@@ -175,6 +175,6 @@ def _ms(at: float) -> int:
 
 
 def _ms_not_before(at: float) -> int:
-    """The first whole millisecond that is not earlier: an object that is asked too soon would be asked again at once."""
+    """The first whole millisecond that is not earlier. Whoever is asked too soon is asked again, at once."""
     at_ms = _ms(at)
     return at_ms if at_ms / 1000 >= at else at_ms + 1

@@ -80,7 +80,7 @@ class ObjectHost:
         objects: gives all objects, for those that call others.
         chance: numbers from 0 to 1, to spread retries.
         commit: makes a transaction of an object durable; a test may have it fail.
-        keeps_time: fires alarms and lets idle objects hibernate by itself. Else its holder calls `fire_due` and `sweep`.
+        keeps_time: fires alarms and lets idle objects hibernate. Else its holder calls `fire_due` and `sweep`.
         always_evict: objects hibernate after each of their turns, so that a test sees what they had not stored.
     """
 
