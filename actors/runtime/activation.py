@@ -63,6 +63,8 @@ class HostServices:
     #: An object that has run for so long lets others run.
     slice_s: float
     block_timeout_s: float
+    #: Objects hibernate after each of their turns.
+    always_evict: bool
 
 
 class Activation:
@@ -205,6 +207,10 @@ class Activation:
                     self._start(instance, turn)
                 elif not self._run_plain(instance, turn, held) or instance.storage.delete_requested:
                     break
+                elif services.always_evict:
+                    if held:
+                        break  # the next turn is not to share its transaction
+                    self._hibernate_always()
                 if self.mailbox and services.clock.monotonic() >= until_s:
                     self._yield()
                     break
@@ -225,9 +231,14 @@ class Activation:
             return
         if storage.deleted:
             self.instance = None
+        self._hibernate_always()
         for turn in held:
             assert turn.held is not None
             self._leave(turn, turn.held)
+
+    def _hibernate_always(self) -> None:
+        if self._services.always_evict and not (self._running or self._alone):
+            self.close()
 
     def _activate(self, turn: Turn) -> bool:
         """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
@@ -412,6 +423,7 @@ class Activation:
         self._running.pop(turn, None)
         if self._exclusive is turn:
             self._exclusive = None
+        self._hibernate_always()
         self.last_used_s = self._services.clock.monotonic()
         self._services.resume(self)
 
@@ -495,7 +507,10 @@ class Activation:
             if starting:
                 self._services.quarantine.activation_failed(self.id, error)
                 # Each of them would start it again, and wait for it again.
-                self._refuse_waiting(raised(self._key, self._meaning(reset)))
+                meaning = self._meaning(reset)
+                if any(turn.is_alarm for turn in self.mailbox):
+                    self._defer_alarm(meaning)
+                self._refuse_waiting(raised(self._key, meaning))
             raise
         if starting and self._services.quarantine.is_suspect(self.id):
             self._services.quarantine.activated(self.id)
@@ -524,6 +539,7 @@ class Activation:
         try:
             reply = await self._in_steps(instance, turn.method, handle(), self._pack)
         except Exception as error:  # whatever the author's handler raises
+            storage.alarm.in_flight = False
             reset = self._lost(storage, error)
             if reset is None and not (isinstance(error, DurableError) and error.retryable):
                 reset = self._retry_alarm(storage, before, error)

@@ -81,7 +81,7 @@ class StoredAlarm:
     @property
     def row(self) -> tuple[float, float, int] | None:
         """(at, scheduled_at, retry_count)"""
-        if not self._known:
+        if not self._known or self.changed:  # the author may undo what changed it, by way of sqlite_utils
             rows = self._run(_SELECT)
             self._row = (float(rows[0][0]), float(rows[0][1]), int(rows[0][2])) if rows else None
             self._known = True

@@ -11,7 +11,6 @@ and a later one after it. What a crash leaves is an entry that comes too soon; t
 from __future__ import annotations
 
 import heapq
-import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -90,7 +89,7 @@ class AlarmIndex:
         key, at_ms = key_of(object_id), None if at is None else _ms(at)
         self._failures.pop(key, None)
         known_ms = self._at_ms.get(key)
-        if at_ms is None:
+        if at is None or at_ms is None:
             self._fire_ms.pop(key, None)
             self._at_ms.pop(key, None)
         else:
@@ -100,7 +99,7 @@ class AlarmIndex:
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
                 self._sync(path.parent)
                 self._at_ms[key] = at_ms
-            self._push(key, at_ms)
+            self._push(key, _ms_not_before(at))
         if known_ms is not None and known_ms != at_ms:
             self._path(object_id, known_ms).unlink(missing_ok=True)
         self._changed()
@@ -140,7 +139,7 @@ class AlarmIndex:
 
     def defer(self, object_id: ObjectId, at: float) -> None:
         """Has it fired then, whatever the entry says. In memory only."""
-        self._push(key_of(object_id), _ms(at))
+        self._push(key_of(object_id), _ms_not_before(at))
         self._changed()
 
     def rearm(self) -> None:
@@ -170,5 +169,12 @@ class AlarmIndex:
 
 
 def _ms(at: float) -> int:
-    # Never later than what it stands for.
-    return math.floor(at * 1000)
+    """The last whole millisecond that is not later. Of one that was divided by 1000, itself."""
+    at_ms = round(at * 1000)
+    return at_ms if at_ms / 1000 <= at else at_ms - 1
+
+
+def _ms_not_before(at: float) -> int:
+    """The first whole millisecond that is not earlier. Whoever is asked too soon is asked again, at once."""
+    at_ms = _ms(at)
+    return at_ms if at_ms / 1000 >= at else at_ms + 1

@@ -29,6 +29,13 @@ from actors.runtime.storage import Storage
 class LocalBackend:
     """One host in this process that owns every slot of `data_dir`.
 
+    Args:
+        data_dir: where everything is kept. Made if need be.
+        classes: the durable classes.
+        lock_wait_s: how long to wait for another process that has the data directory.
+        history: of the classes, where it is kept.
+        chance, commit, keeps_time, always_evict: of the host.
+
     Raises:
         SlotOwned: another process has the data directory.
         ClassesRefused: the history, if one is given, does not fit the classes or the data.
@@ -45,6 +52,8 @@ class LocalBackend:
         history: Sequence[ClassMigration] | None = None,
         chance: Callable[[], float] = random.random,
         commit: Callable[[ObjectId, Storage], None] | None = None,
+        keeps_time: bool = True,
+        always_evict: bool = False,
     ) -> None:
         settings = settings or HostSettings()
         record_slots(data_dir, settings.slots)
@@ -71,6 +80,8 @@ class LocalBackend:
                 clock=clock,
                 chance=chance,
                 commit=commit,
+                keeps_time=keeps_time,
+                always_evict=always_evict,
             )
             self.host.load()
         except BaseException:

@@ -23,6 +23,7 @@ from actors.runtime.alarms import AlarmIndex, entry_of
 from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
+from actors.runtime.gates import Gate
 from actors.runtime.namespace import Objects
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
 from actors.runtime.object_files import files_in
@@ -83,6 +84,8 @@ class ObjectHost:
         code: names the code that the host runs.
         chance: numbers from 0 to 1, to spread retries.
         commit: makes a transaction of an object durable; a test may have it fail.
+        keeps_time: fires alarms and lets idle objects hibernate. Else its holder calls `fire_due` and `sweep`.
+        always_evict: objects hibernate after each of their turns, so that a test sees what they had not stored.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class ObjectHost:
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
         commit: Callable[[ObjectId, Storage], None] | None = None,
+        keeps_time: bool = True,
+        always_evict: bool = False,
     ) -> None:
         sqlite.require_version()
         self.name = name
@@ -127,7 +132,9 @@ class ObjectHost:
             mailbox_age_max_s=settings.mailbox_age_max_s,
             slice_s=settings.slice_ms / 1000,
             block_timeout_s=settings.block_timeout_s,
+            always_evict=always_evict,
         )
+        self._keeps_time = keeps_time
         #: Least recently used first.
         self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
         self._ids: dict[tuple[str, str, str], ObjectId] = {}
@@ -152,8 +159,9 @@ class ObjectHost:
 
     def begin(self) -> None:
         """Has the running loop fire alarms and let objects hibernate from now on."""
-        self._sweep_later()
-        self._ring_later()
+        if self._keeps_time:
+            self._sweep_later()
+            self._ring_later()
 
     # -- calls
 
@@ -212,17 +220,15 @@ class ObjectHost:
 
     # -- alarms
 
-    def fire_due(self) -> int:
-        """Puts alarms whose time has come into their objects' mailboxes. Returns how many."""
+    def fire_due(self) -> list[Turn]:
+        """Puts alarms whose time has come into their objects' mailboxes, a few at a time."""
         now = self._clock.now()
         if self._clock.monotonic() - self._alarms_swept_s >= ALARMS_SWEPT_EVERY_S:
             self._alarms_swept_s = self._clock.monotonic()
             self.alarms.rearm()
         due = self.alarms.take_due(now, _ALARMS_AT_ONCE)
-        for object_id in due:
-            if self.quarantine.refusal(object_id) is None:  # else it is looked at again with the next sweep
-                self.fire_alarm(object_id)
-        return len(due)
+        # One in quarantine is looked at again with the next sweep.
+        return [self.fire_alarm(object_id) for object_id in due if self.quarantine.refusal(object_id) is None]
 
     def release(self, object_id: ObjectId) -> bool:
         """Ends the quarantine of an object. Says whether it was in one."""
@@ -295,6 +301,15 @@ class ObjectHost:
             return False  # nothing of ours
 
     # -- residence
+
+    def gates(self, object_id: ObjectId) -> tuple[Gate, Gate]:
+        """The input gate and the output gate of one object, for a test to hold.
+
+        Raises:
+            NotOwner, ObjectOverloaded: it can't run here, or not now.
+        """
+        activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+        return activation.input, activation.output
 
     @property
     def resident_objects(self) -> int:

@@ -57,7 +57,12 @@ class Lane:
         if not self._flush_soon and self._may_send():
             self._flush_soon = True
             loop.call_soon(self._flush)
-        reply = await future
+        try:
+            reply = await future
+        except BaseException:
+            # A turn whose commit failed is closed, not cancelled: what it wrote is undone, and it must call nobody.
+            future.cancel()
+            raise
         if reply[0] == PENDING:
             return await self._link.wait(reply[1])
         return reply

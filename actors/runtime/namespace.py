@@ -85,14 +85,14 @@ class StubMethod:
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         turn = current_turn.get()
-        if turn is None or turn.ended:
+        if turn is None or (turn.ended and not turn.lost):
             return await self._repeat(self._call(args, kwargs), self._timeout_s, ())
         return await self._call_within(turn, self._call(args, kwargs))
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Calls once, and returns Ray's `ObjectRef` to the result. Nothing is repeated."""
         turn = current_turn.get()
-        if turn is not None and not turn.ended:
+        if turn is not None and (turn.lost or not turn.ended):
             raise TypeError(f"{self._id}: await the method; .remote would leave before what the turn wrote is durable")
         return self._backend.send_ref(self._id, self._call(args, kwargs))
 
@@ -126,7 +126,7 @@ class StubMethod:
         if key in turn.chain and not self._method.interleaved:
             raise CallCycle(key, turn.chain)
         await turn.output.opened()
-        if turn.lost:
+        if turn.lost:  # whether or not it has ended
             raise ObjectReset(key, "it was not called: what its caller had written was not kept")
         if (left_s := turn.left_s) <= 0:
             raise ObjectReset(key, "it was not called: the deadline of the call that led here has passed")

@@ -57,6 +57,8 @@ class Storage:
             raise
         #: For the runtime; objects use the methods below.
         self.alarm = StoredAlarm(self._connection.run_own)
+        # When the turn began: another one of the object may be the handler, and wait meanwhile.
+        self._alarm_was_in_flight = False
 
     @cached_property
     def database(self) -> Database:
@@ -165,11 +167,13 @@ class Storage:
             if not self.deleted:
                 self._connection.run_own("BEGIN")
                 self._connection.in_turn = True
+            self._alarm_was_in_flight = self.alarm.in_flight
         except sqlite.Error as error:
             raise self.explain(error, "begin") from error
 
     def savepoint(self) -> None:
         self._connection.run_own("SAVEPOINT _mobula_turn")
+        self._alarm_was_in_flight = self.alarm.in_flight
 
     def release(self) -> None:
         self._connection.run_own("RELEASE _mobula_turn")
@@ -177,17 +181,21 @@ class Storage:
     def rollback_to_savepoint(self) -> None:
         """Undoes one turn; what earlier turns of the same transaction wrote stays."""
         self.delete_requested = False
-        self.alarm.forget()
+        self._forget_alarm()
         self._connection.run_own("ROLLBACK TO _mobula_turn")
         self._connection.run_own("RELEASE _mobula_turn")
 
     def rollback(self) -> None:
         self.delete_requested = self._connection.in_turn = False
-        self.alarm.forget()
-        self.alarm.changed = self.alarm.in_flight = False
+        self._forget_alarm()
+        self.alarm.changed = False
         # Some errors make SQLite roll back by itself.
         if not self.deleted and self.in_transaction:
             self._connection.run_own("ROLLBACK")
+
+    def _forget_alarm(self) -> None:
+        self.alarm.forget()
+        self.alarm.in_flight = self._alarm_was_in_flight
 
     def commit(self) -> None:
         """Makes the transaction durable, or, after `delete_all`, removes the file.

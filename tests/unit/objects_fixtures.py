@@ -1,14 +1,17 @@
 """How do tests see whether an object keeps all that it needs in its storage?
 
-They run twice: with an object that stays resident, and with one that hibernates after each call.
+They run twice: with an object that stays resident, and with one that hibernates after each turn.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from actors import LocalBackend
-from actors.runtime.call import Call, Reply, unpack
+from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
-from actors.runtime.object_id import ObjectId
+
+Hibernating = partial(LocalBackend, always_evict=True)
 
 
 async def ring(backend: LocalBackend, clock: ManualClock) -> int:
@@ -18,12 +21,3 @@ async def ring(backend: LocalBackend, clock: ManualClock) -> int:
         for object_id in due:
             ran += unpack(await backend.host.fire_alarm(object_id).wait())
     return ran
-
-
-class Hibernating(LocalBackend):
-    """Closes an object's file after each call: only what is stored survives."""
-
-    async def send(self, object_id: ObjectId, call: Call) -> Reply:
-        reply = await super().send(object_id, call)
-        self.host.evict(object_id)
-        return reply

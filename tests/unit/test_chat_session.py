@@ -25,7 +25,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=[LocalBackend, Hibernating])
+@pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[LocalBackend]:
     backend = request.param(tmp_path, [ChatSession, Directory], settings=HostSettings(slots=SLOTS), clock=clock)
     yield backend

@@ -33,7 +33,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=[LocalBackend, Hibernating])
+@pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def index(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Stub[DocumentIndex]]:
     backend = request.param(tmp_path, [DocumentIndex], settings=HostSettings(slots=4), clock=clock)
     yield backend.namespace(DocumentIndex).get("acme", "documents")

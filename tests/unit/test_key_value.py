@@ -25,7 +25,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=[LocalBackend, Hibernating])
+@pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Stub[KeyValue]]:
     backend = request.param(tmp_path, [KeyValue], settings=HostSettings(slots=4), clock=clock)
     yield backend.namespace(KeyValue).get("acme", "kv")
