@@ -71,7 +71,7 @@ class Turn:
 class Activation:
     """One object in its host. Not resident until `open` is called; may be closed and opened again between turns."""
 
-    __slots__ = ("_clock", "_open", "_task", "_turn", "id", "instance", "last_used_s", "mailbox", "mailbox_bytes")
+    __slots__ = ("_clock", "_open", "_task", "_turn", "held", "id", "instance", "last_used_s", "mailbox", "mailbox_bytes")
 
     def __init__(self, object_id: ObjectId, open_object: Callable[[ObjectId], DurableObject], clock: Clock) -> None:
         self.id = object_id
@@ -84,11 +84,21 @@ class Activation:
         self.mailbox: deque[Turn] = deque()
         self.mailbox_bytes = 0
         self.last_used_s = clock.monotonic()
+        #: Somebody keeps the object still: no turn begins, and the event is set when none is running any more.
+        self.held: asyncio.Event | None = None
 
     @property
     def idle(self) -> bool:
-        """No turn is running or waiting."""
-        return self._task is None and not self.mailbox
+        """No turn is running or waiting, and nobody holds the object."""
+        return self._task is None and not self.mailbox and self.held is None
+
+    def may_begin(self) -> bool:
+        """Whether a turn may begin now; tells the one who holds the object if it is still."""
+        if self.held is None:
+            return True
+        if self._task is None:
+            self.held.set()
+        return False
 
     @property
     def running(self) -> bool:

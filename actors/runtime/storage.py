@@ -15,6 +15,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from actors.runtime import sqlite
+from actors.runtime.connection import ObjectConnection
 from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
 from actors.runtime.key_values import KeyValues
 from actors.runtime.schema import Schema
@@ -106,6 +107,11 @@ class Storage:
         self.delete_requested = True
 
     # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> ObjectConnection:
+        """For whoever looks into the object while no turn of it runs."""
+        return self._connection
 
     def own_sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """As `sql`, for the runtime's own statements: the only ones that may touch its tables."""
