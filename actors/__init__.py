@@ -10,6 +10,7 @@ from actors.runtime import (
     DurableError,
     DurableObject,
     InvalidArgument,
+    ObjectConflict,
     ObjectNotFound,
     ObjectOverloaded,
     ObjectReset,
@@ -20,6 +21,8 @@ from actors.runtime import (
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import RayBackend, connect, start
 from actors.runtime.namespace import Objects
+from actors.runtime.object_id import ObjectId
+from actors.runtime.operations import Operator
 from actors.token_bucket import TokenBucket
 
 __all__ = [
@@ -31,10 +34,13 @@ __all__ = [
     "InvalidArgument",
     "KeyValue",
     "LocalBackend",
+    "ObjectConflict",
+    "ObjectId",
     "ObjectNotFound",
     "ObjectOverloaded",
     "ObjectReset",
     "Objects",
+    "Operator",
     "RayBackend",
     "TokenBucket",
     "connect",

@@ -71,7 +71,18 @@ class Turn:
 class Activation:
     """One object in its host. Not resident until `open` is called; may be closed and opened again between turns."""
 
-    __slots__ = ("_clock", "_open", "_task", "_turn", "held", "id", "instance", "last_used_s", "mailbox", "mailbox_bytes")
+    __slots__ = (
+        "_clock",
+        "_open",
+        "_task",
+        "_turn",
+        "held",
+        "id",
+        "instance",
+        "last_used_s",
+        "mailbox",
+        "mailbox_bytes",
+    )
 
     def __init__(self, object_id: ObjectId, open_object: Callable[[ObjectId], DurableObject], clock: Clock) -> None:
         self.id = object_id

@@ -55,6 +55,10 @@ class Schema:
         """Of the migrations that a database has."""
         return tuple(self._applied(connection, self._migrations.name)) if self._migrations else ()
 
+    def is_up_to_date(self, connection: ObjectConnection) -> bool:
+        ((version,),) = connection.run_own("PRAGMA user_version")
+        return bool(version == RUNTIME_VERSION) and self.applied(connection) == self.names
+
     def other_sets(self, connection: ObjectConnection) -> list[str]:
         """Names of other classes' migrations that a database has: it is not of this class."""
         table = Migrations.migrations_table
