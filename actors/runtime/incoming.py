@@ -15,7 +15,7 @@ from pathlib import Path
 from actors.runtime import key_values, sqlite
 from actors.runtime.authorizer import RESERVED_PREFIX
 from actors.runtime.connection import ObjectConnection
-from actors.runtime.errors import InvalidArgument
+from actors.runtime.errors import InvalidArgument, ObjectReset
 from actors.runtime.schema import REQUESTS_TABLE, Schema
 
 _HEADER = b"SQLite format 3\0"
@@ -37,6 +37,7 @@ def make_ready(
     Raises:
         InvalidArgument: it is no whole database of the class.
         SchemaTooNew: newer code wrote it.
+        ObjectReset: the disk failed.
     """
     with path.open("rb") as file:
         if file.read(len(_HEADER)) != _HEADER:
@@ -54,9 +55,10 @@ def make_ready(
             alarm_at = read_alarm(connection)
             # What an export is not, so that it is one file that any SQLite opens.
             connection.run_own("PRAGMA journal_mode = WAL")
-            connection.run_own("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         connection.close()
+    if sqlite.wal_of(path).exists():
+        raise ObjectReset(object_key, "import failed: its log could not be folded into it")
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

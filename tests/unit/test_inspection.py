@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -119,6 +120,14 @@ async def exported(operator: Operator, object_id: ObjectId) -> bytes:
 async def bytes_of(data: bytes, at_once: int = 100_000) -> AsyncIterator[bytes]:
     for start in range(0, len(data), at_once):
         yield data[start : start + at_once]
+
+
+async def running(backend: LocalBackend, object_id: ObjectId) -> None:
+    """Returns when a turn of the object has begun and waits for something."""
+    async with asyncio.timeout(5.0):
+        while (activation := backend.host.activation_of(object_id)) is None or not activation.running:
+            await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def path_of(data_dir: Path, object_id: ObjectId) -> Path:
@@ -316,7 +325,6 @@ async def test_a_query_of_a_resident_object_leaves_it_resident_and_as_it_was(
     await stub.add("second")  # writes are possible again, and not ended by anybody's clock
     assert await stub.lines() == ["first", "second"]
     assert await stub.incarnation() == incarnation
-    assert await stub.pragma("query_only") == 0 if False else True
 
 
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -372,7 +380,7 @@ async def test_a_statement_that_the_object_has_prepared_is_refused_all_the_same(
         ("SELECT 1; SELECT 2", "one statement"),
         ("SELECT 1; DELETE FROM line", "one statement"),
         ("SELEC 1", "syntax error"),
-        ("SELECT * FROM nothing", "no such table"),
+        ("SELECT * FROM nowhere", "no such table"),
         ("SELECT ?", "binding"),
         ("SELECT '\0'", "zero character"),
         ("SELECT '\ud800'", "surrogates"),
@@ -396,7 +404,7 @@ async def test_an_endless_query_is_stopped_while_other_objects_go_on(backend: Lo
         await write(backend, notebook("other"), asleep=False)
         await asyncio.sleep(0)
         turns += 1
-    with pytest.raises(InvalidArgument, match="took longer than 0.5 s"):
+    with pytest.raises(InvalidArgument, match=r"took longer than 0\.5 s"):
         await endless
     assert turns > 10
 
@@ -407,10 +415,6 @@ async def test_a_query_ends_at_its_limits_of_rows_and_bytes(backend: LocalBacken
     for there, rows_max, truncated in ((100, 100, False), (101, 100, True), (5, 3, True), (1000, 1000, False)):
         result = await operator.query(notebook("one"), numbers.format(there), rows_max=rows_max)
         assert (len(result.rows), result.truncated) == (min(there, rows_max), truncated)
-    large = numbers.replace("SELECT i FROM n", "SELECT hex(replace(hex(i), '3', x'{}')) FROM n").format(
-        9, "41" * 400_000
-    )
-    del large
     wide = f"SELECT '{'x' * 90_000}' FROM ({numbers.format(1000)})"
     result = await operator.query(notebook("one"), wide, rows_max=1000)
     assert result.truncated
@@ -444,8 +448,7 @@ async def test_a_query_waits_for_the_turn_that_runs_and_calls_wait_for_the_query
     gate, open_gate = gate_in(tmp_path)
     stub = backend.namespace(Notebook).get("acme", "one")
     turn = asyncio.create_task(stub.add_around_gate("text", gate))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await running(backend, notebook("one"))
     query = asyncio.create_task(operator.query(notebook("one"), "SELECT text FROM line"))
     await asyncio.sleep(0)
     later = asyncio.create_task(stub.add("later"))
@@ -466,7 +469,7 @@ async def test_a_turn_that_does_not_end_is_not_waited_for_without_end(
     gate, open_gate = gate_in(tmp_path)
     stub = backend.namespace(Notebook).get("acme", "one")
     turn = asyncio.create_task(stub.add_around_gate("text", gate))
-    await asyncio.sleep(0)
+    await running(backend, notebook("one"))
     with pytest.raises(ObjectOverloaded, match="longer than"):
         await operator.query(notebook("one"), "SELECT 1")
     later = asyncio.create_task(stub.add("later"))
@@ -509,7 +512,7 @@ async def test_an_object_is_evicted_unless_a_turn_runs(
     gate, open_gate = gate_in(tmp_path)
     stub = backend.namespace(Notebook).get("acme", "one")
     turn = asyncio.create_task(stub.add_around_gate("text", gate))
-    await asyncio.sleep(0)
+    await running(backend, notebook("one"))
     assert not await operator.evict(notebook("one"))
     open_gate()
     await turn
@@ -527,7 +530,6 @@ async def test_a_deleted_object_leaves_nothing_and_can_be_made_anew(
     for beside in ("a1700000000000", "trouble"):
         path.with_suffix(f".{beside}").touch()
     await operator.delete(notebook("one"))
-    assert not list(path.parent.glob("acme:one.*")) or path.parent == path_of(data_dir, notebook("one.a5")).parent
     assert not path.exists()
     assert not path.with_suffix(".a1700000000000").exists()
     assert not path.with_suffix(".trouble").exists()
@@ -700,8 +702,6 @@ def test_what_a_crash_left_of_an_export_goes_with_the_next_start(data_dir: Path)
     (folder / "old").touch()
     (folder / "new").touch()
     for name, age_s in (("old", 4000.0), ("new", 10.0)):
-        import os
-
         os.utime(folder / name, (NOW - age_s, NOW - age_s))
     LocalBackend(data_dir, [Notebook], settings=SETTINGS, clock=ManualClock(NOW)).close()
     assert [path.name for path in folder.iterdir()] == ["new"]
