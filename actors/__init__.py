@@ -22,7 +22,7 @@ from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import RayBackend, connect, start
 from actors.runtime.namespace import Objects
 from actors.runtime.object_id import ObjectId
-from actors.runtime.operations import Operator
+from actors.runtime.operations import ManagedObjects, Operator
 from actors.token_bucket import TokenBucket
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "InvalidArgument",
     "KeyValue",
     "LocalBackend",
+    "ManagedObjects",
     "ObjectConflict",
     "ObjectId",
     "ObjectNotFound",

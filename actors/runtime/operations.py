@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from actors.runtime.call import HostLost, HostRetired
 from actors.runtime.errors import InvalidArgument, ObjectReset, SlotOwned
+from actors.runtime.namespace import Objects
 from actors.runtime.object_files import Wanted, after_cursor, cursor_of
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import FAILURES_KEPT, MigrationProgress, ObjectInfo, ObjectPage
@@ -58,6 +59,10 @@ class Inspectable(Protocol):
             HostLost: it may or may not have been done.
             HostRetired: it has not.
         """
+
+
+class ManagedObjects(Objects, Inspectable, Protocol):
+    """Objects to be used, and to be looked after. Both backends are it."""
 
 
 class Operator:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from ray.serve.handle import DeploymentHandle
 
-from actors import Objects
+from actors import Objects, Operator
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.keyring import Keyring
@@ -23,6 +23,7 @@ class Services:
     config: ServiceConfig
     tenants: Mapping[str, TenantConfig]
     objects: Objects
+    operator: Operator
     keyring: Keyring
     limiter: Limiter
     sessions: Sessions
