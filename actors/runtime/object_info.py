@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from actors.runtime.object_id import ObjectId
 
@@ -27,6 +28,27 @@ class ObjectInfo:
     calls_waiting: int = 0
     #: Why its file could not be looked into.
     problem: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON can hold it. Half of a surrogate pair in a name is escaped: not all that reads JSON reads it."""
+        return {
+            "class": self.id.class_name,
+            "tenant": _in_utf8(self.id.tenant),
+            "name": _in_utf8(self.id.name),
+            "size_bytes": self.size_bytes,
+            "last_active_at": self.last_active_at,
+            "alarm_at": self.alarm_at,
+            "schema_version": self.schema_version,
+            "migrations": self.migrations,
+            "resident": self.resident,
+            "quarantined": self.quarantined,
+            "calls_waiting": self.calls_waiting,
+            "problem": self.problem,
+        }
+
+
+def _in_utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,8 @@ and text that a statement puts together is limited by its time and by SQLite's o
 
 from __future__ import annotations
 
+import base64
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +77,15 @@ class QueryResult:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     truncated: bool
+
+
+def plain_value(value: Any) -> Any:
+    """As JSON can hold it: `{"base64": ...}` for bytes, `{"float": "inf"}` for what is no JSON number."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
 
 
 def run(

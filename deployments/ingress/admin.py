@@ -8,9 +8,7 @@ looking at what it is, is logged with the key that asked.
 
 from __future__ import annotations
 
-import base64
 import logging
-import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
@@ -22,8 +20,15 @@ from starlette.requests import ClientDisconnect
 
 from actors import InvalidArgument, ObjectConflict, ObjectId, ObjectNotFound
 from actors.runtime import SchemaTooNew, StatementRefused
-from actors.runtime.object_info import ObjectInfo
-from actors.runtime.query import BINDS_MAX, ROWS_DEFAULT, ROWS_MAX, SQL_CHARS_MAX, TIMEOUT_DEFAULT_S, TIMEOUT_MAX_S
+from actors.runtime.query import (
+    BINDS_MAX,
+    ROWS_DEFAULT,
+    ROWS_MAX,
+    SQL_CHARS_MAX,
+    TIMEOUT_DEFAULT_S,
+    TIMEOUT_MAX_S,
+    plain_value,
+)
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, Limit, Text, in_utf8
@@ -97,7 +102,7 @@ async def page(
         after=after,
         quarantined=quarantined,
     )
-    return reply({"objects": [_plain(info) for info in listed.objects], "next": listed.next})
+    return reply({"objects": [info.plain() for info in listed.objects], "next": listed.next})
 
 
 @router.get("/{class_name}", response_model=replies.ManagedObject)
@@ -106,7 +111,7 @@ async def describe(
 ) -> Response:
     """One object, without waking it."""
     object_id = _id(caller, class_name, tenant, name)
-    return reply(_plain(await services_of(request).operator.describe(object_id)))
+    return reply((await services_of(request).operator.describe(object_id)).plain())
 
 
 @router.delete("/{class_name}", status_code=204)
@@ -136,7 +141,7 @@ async def query(
         )
     except StatementRefused as refused:
         raise InvalidArgument("sql", body.sql, f"may not {refused.action}: {refused.why}") from None
-    rows = [[_json_of(value) for value in row] for row in result.rows]
+    rows = [[plain_value(value) for value in row] for row in result.rows]
     return reply({"columns": list(result.columns), "rows": rows, "truncated": result.truncated})
 
 
@@ -220,7 +225,7 @@ async def import_(
         raise InvalidArgument("database", newer.found, "was written by newer code") from None
     except ClientDisconnect:
         raise InvalidArgument("database", "", "broke off") from None
-    return reply(_plain(info))
+    return reply(info.plain())
 
 
 def _any_tenant(caller: Principal, tenant: str | None) -> str | None:
@@ -241,33 +246,3 @@ def _id(caller: Principal, class_name: str, tenant: str | None, name: str) -> Ob
 def _note(caller: Principal, action: str, object_id: ObjectId) -> None:
     # The object as it is encoded: what somebody named it can't break a line. Lower levels are not kept by default.
     logger.warning("action=%s object=%s by_tenant=%s by_key=%s", action, object_id, caller.tenant, caller.key_id)
-
-
-def _plain(info: ObjectInfo) -> dict[str, Any]:
-    return {
-        "class": info.id.class_name,
-        "tenant": _shown(info.id.tenant),
-        "name": _shown(info.id.name),
-        "size_bytes": info.size_bytes,
-        "last_active_at": info.last_active_at,
-        "alarm_at": info.alarm_at,
-        "schema_version": info.schema_version,
-        "migrations": info.migrations,
-        "resident": info.resident,
-        "quarantined": info.quarantined,
-        "calls_waiting": info.calls_waiting,
-        "problem": info.problem,
-    }
-
-
-def _shown(text: str) -> str:
-    """Half of a surrogate pair is in no JSON that all can read."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _json_of(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    return value

@@ -52,9 +52,6 @@ def test_a_session_is_listed_and_described_pooled_or_dedicated(service: Service,
 
 
 def test_objects_come_page_by_page(demo: httpx.Client) -> None:
-    prefix = unique("page")
-    for number in range(5):
-        ok(demo.post("/ratelimit/check", json={"user_id": f"{prefix}-{number}"}))
     made = {session_of(demo) for _ in range(5)}
     seen: list[str] = []
     after: str | None = ""
@@ -163,7 +160,7 @@ def test_an_object_is_evicted_and_deleted(demo: httpx.Client, service: Service) 
     problem(demo.get(f"{ADMIN}/ChatSession", params=params), 404)
 
 
-@pytest.mark.parametrize("name", ["a/b", "../demo:x", "a?b&c=d", "é\n", "%2e", ":", "a.sqlite", "x" * 240])
+@pytest.mark.parametrize("name", ["a/b", "../demo:x", "a?b&c=d", "é\n", "%2e", ":", "a.sqlite", "x" * 235])
 def test_names_of_any_kind_are_names(demo: httpx.Client, name: str) -> None:
     problem(demo.get(f"{ADMIN}/KeyValue", params={"name": name}), 404)
 
