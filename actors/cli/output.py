@@ -19,7 +19,6 @@ from rich.text import Text
 from actors.runtime.object_info import MigrationProgress, ObjectInfo
 from actors.runtime.query import QueryResult, plain_value
 
-
 _UNLIMITED = 1_000_000
 
 
@@ -55,6 +54,7 @@ class JsonOutput:
         self._write({"object": str(info.id), **info.plain()})
 
     def rows(self, result: QueryResult) -> None:
+        self._write({"columns": list(result.columns)})
         for row in result.rows:
             self._write([plain_value(value) for value in row])
         if result.truncated:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -12,6 +14,7 @@ import pytest
 import ray
 
 from actors import ObjectConflict, ObjectId, ObjectNotFound, Operator
+from actors.cli.commands import main
 from actors.runtime import StatementRefused
 from actors.runtime.backend_ray import NAMESPACE, RayBackend, start
 from actors.runtime.host import HostSettings
@@ -20,6 +23,7 @@ from actors.runtime.placement import Cluster, Placement
 from tests.objects import Ledger, Notebook
 
 SLOTS = 16
+CLASSES = (Notebook, Ledger)
 #: A hibernation that tests wait for comes when they say so, and not before.
 IDLE_AFTER_S = 600.0
 TURN_S = 30.0
@@ -29,7 +33,7 @@ TURN_S = 30.0
 def cluster(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     return Cluster(
         data_dir=tmp_path_factory.mktemp("inspected") / "data",
-        classes=(Notebook, Ledger),
+        classes=CLASSES,
         settings=HostSettings(slots=SLOTS, idle_after_s=IDLE_AFTER_S),
         hosts=2,
         dedicated=frozenset({("solo", "Notebook")}),
@@ -137,6 +141,17 @@ async def test_an_object_of_a_host_that_was_killed_is_described_by_the_next(
     os.kill(await stub.pid(), signal.SIGKILL)
     assert (await operator.query(one, "SELECT text FROM line")).rows == (("a line",),)
     assert not (await operator.describe(one)).resident
+
+
+def test_the_command_line_reaches_a_running_cluster(backend: RayBackend, cluster: Cluster) -> None:
+    ray.get(backend.namespace(Ledger).get("typed", "one").add.remote("a line"))
+    out, err = io.StringIO(), io.StringIO()
+    assert main(["list", "Ledger", "--tenant", "typed", "--json"], out, err) == 0
+    assert (json.loads(out.getvalue())["object"], err.getvalue()) == ("Ledger/typed:one", "")
+    # Its hosts own the data: nobody else opens it.
+    beside = ["list", "--data-dir", str(cluster.data_dir), "--app", f"{__name__}:CLASSES"]
+    assert main(beside, out, err) == 1
+    assert "is owned by host-" in err.getvalue()
 
 
 async def test_both_backends_can_be_looked_into(backend: RayBackend, cluster: Cluster) -> None:
