@@ -71,6 +71,11 @@ class Growing(DurableObject):
     def add(self, name: str) -> None:
         self.storage.sql("INSERT INTO thing (name) VALUES (?)", name)
 
+    def count(self, to: int) -> int:
+        """Takes SQLite some steps for each."""
+        counting = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) SELECT count(*) FROM n"
+        return int(self.storage.sql(counting, to)[0][0])
+
 
 GrowingBefore = type("Growing", (Growing,), {"migrations": old_steps, "__module__": __name__})
 
@@ -128,6 +133,13 @@ async def running(backend: LocalBackend, object_id: ObjectId) -> None:
         while (activation := backend.host.activation_of(object_id)) is None or not activation.running:
             await asyncio.sleep(0)
     await asyncio.sleep(0)
+
+
+async def held(backend: LocalBackend, object_id: ObjectId) -> None:
+    """Returns when somebody looks into the object."""
+    async with asyncio.timeout(5.0):
+        while (activation := backend.host.activation_of(object_id)) is None or activation.held is None:
+            await asyncio.sleep(0)
 
 
 def path_of(data_dir: Path, object_id: ObjectId) -> Path:
@@ -322,9 +334,33 @@ async def test_a_query_of_a_resident_object_leaves_it_resident_and_as_it_was(
         await operator.query(notebook("one"), "DELETE FROM line")
     with pytest.raises(InvalidArgument, match="took longer"):
         await operator.query(notebook("one"), ENDLESS, timeout_s=0.05)
-    await stub.add("second")  # writes are possible again, and not ended by anybody's clock
+    await stub.add("second")  # writes are possible again
     assert await stub.lines() == ["first", "second"]
     assert await stub.incarnation() == incarnation
+
+
+async def test_the_clock_of_a_query_ends_no_turn_after_it(backend: LocalBackend, operator: Operator) -> None:
+    stub = backend.namespace(Growing).get("acme", "one")
+    await stub.add("thing")
+    await operator.query(ObjectId("Growing", "acme", "one"), "SELECT 1", timeout_s=0.000_001)
+    assert await stub.count(100_000) == 100_000
+
+
+async def test_an_object_that_is_looked_into_stays_where_it_is(
+    backend: LocalBackend, operator: Operator, clock: ManualClock
+) -> None:
+    await write(backend, notebook("one"), asleep=False)
+    asking = asyncio.create_task(operator.query(notebook("one"), ENDLESS, timeout_s=0.3))
+    await held(backend, notebook("one"))
+    clock.advance(SETTINGS.idle_after_s + 1)
+    assert backend.host.sweep() == 0
+    assert not await operator.evict(notebook("one"))
+    assert not backend.host.retire()
+    with pytest.raises(ObjectOverloaded, match="somebody else"):
+        await operator.delete(notebook("one"))
+    with pytest.raises(InvalidArgument, match="took longer"):
+        await asking
+    assert await operator.evict(notebook("one"))
 
 
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -486,9 +522,9 @@ async def test_a_query_whose_asker_goes_away_ends_and_lets_the_object_go_on(
     while not any(thread.name.startswith("mobula-inspection") for thread in threading.enumerate()):
         await asyncio.sleep(0)
     asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(3.0):
+        with pytest.raises(asyncio.CancelledError):
+            await asking
         assert await lines(backend, notebook("one")) == ["a line"]
 
 
@@ -605,10 +641,37 @@ async def test_an_import_is_not_mixed_with_the_log_of_what_it_replaces(
 async def test_a_damaged_object_can_be_replaced(backend: LocalBackend, operator: Operator, data_dir: Path) -> None:
     await write(backend, notebook("one"), text="saved")
     data = await exported(operator, notebook("one"))
-    path_of(data_dir, notebook("one")).write_bytes(b"scrap")
-    wal_of(path_of(data_dir, notebook("one"))).write_bytes(b"scrap")
+    path = path_of(data_dir, notebook("one"))
+    await write(backend, notebook("one"), text="in the log", asleep=False)
+    log = wal_of(path).read_bytes()
+    backend.host.evict(notebook("one"))
+    path.write_bytes(b"scrap" * 2000)
+    wal_of(path).write_bytes(log)
     await operator.import_(notebook("one"), bytes_of(data), replace=True)
     assert await lines(backend, notebook("one")) == ["saved"]
+
+
+async def test_an_object_keeps_all_that_it_has_when_its_replacement_fails(
+    backend: LocalBackend, operator: Operator, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(backend, notebook("one"), text="old")
+    data = await exported(operator, notebook("one"))
+    path = path_of(data_dir, notebook("one"))
+    await write(backend, notebook("one"), text="in the log", asleep=False)
+    before, log = path.read_bytes(), wal_of(path).read_bytes()
+    backend.host.evict(notebook("one"))
+    path.write_bytes(before)
+    wal_of(path).write_bytes(log)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "the disk failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("actors.runtime.inspection.os.rename", fail)
+        with pytest.raises(ObjectReset):
+            await operator.import_(notebook("one"), bytes_of(data), replace=True)
+    assert await lines(backend, notebook("one")) == ["old", "in the log"]
+    assert list((data_dir / TRANSFERS).iterdir()) == []
 
 
 def changed(tmp_path: Path, data: bytes, *statements: str) -> bytes:
@@ -618,6 +681,9 @@ def changed(tmp_path: Path, data: bytes, *statements: str) -> bytes:
         for statement in statements:
             connection.execute(statement)
     return file.read_bytes()
+
+
+ANOTHERS = "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('growing', 'first', '')"
 
 
 async def test_what_is_no_whole_object_of_the_class_is_not_imported(
@@ -638,6 +704,7 @@ async def test_what_is_no_whole_object_of_the_class_is_not_imported(
             changed(tmp_path, b"", "CREATE TABLE t (x)"),
             changed(tmp_path, good, "DROP TABLE _mobula_kv"),
         ],
+        "other migrations": [changed(tmp_path, good, ANOTHERS)],
         "trigger": [changed(tmp_path, good, runs)],
         "pages of 4096": [changed(tmp_path, good, "PRAGMA page_size = 8192", "VACUUM")],
         "damaged|refused by SQLite": [bytes(torn), good[: len(good) // 2]],
