@@ -10,6 +10,7 @@ from actors.runtime import (
     DurableError,
     DurableObject,
     InvalidArgument,
+    ObjectConflict,
     ObjectNotFound,
     ObjectOverloaded,
     ObjectQuarantined,
@@ -21,6 +22,8 @@ from actors.runtime import (
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import RayBackend, connect, start
 from actors.runtime.namespace import Objects
+from actors.runtime.object_id import ObjectId
+from actors.runtime.operations import ManagedObjects, Operator
 from actors.token_bucket import TokenBucket
 
 __all__ = [
@@ -32,11 +35,15 @@ __all__ = [
     "InvalidArgument",
     "KeyValue",
     "LocalBackend",
+    "ManagedObjects",
+    "ObjectConflict",
+    "ObjectId",
     "ObjectNotFound",
     "ObjectOverloaded",
     "ObjectQuarantined",
     "ObjectReset",
     "Objects",
+    "Operator",
     "RayBackend",
     "TokenBucket",
     "connect",

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 from configs.base import Config
 from configs.service import HEADER_NAME
 
-Scope = Literal["chat", "ingest", "search", "kv", "admin"]
+#: `operator` is for those who run the service: where a route says so, the key's other scopes count for every tenant.
+Scope = Literal["chat", "ingest", "search", "kv", "admin", "operator"]
 Placement = Literal["pooled", "dedicated"]
 
 # RFC 6750: what may follow "Bearer" in a request. A key outside of it could never be presented.

@@ -80,6 +80,7 @@ class Activation:
         "_services",
         "_waits_for_gate",
         "_yielded",
+        "held",
         "id",
         "input",
         "instance",
@@ -107,11 +108,26 @@ class Activation:
         self.input = Gate()
         self.output = Gate()
         self.last_used_s = services.clock.monotonic()
+        #: Somebody keeps the object still: no turn begins, and the event is set when none is running any more.
+        self.held: asyncio.Event | None = None
 
     @property
     def idle(self) -> bool:
-        """No turn is running or waiting, and no reply is held back."""
-        return not (self.mailbox or self._running or self._alone) and self.input.is_open and self.output.is_open
+        """No turn is running or waiting, no reply is held back, and nobody keeps the object still."""
+        gates_open = self.input.is_open and self.output.is_open
+        return not (self.mailbox or self.running) and gates_open and self.held is None
+
+    @property
+    def running(self) -> bool:
+        return bool(self._running or self._alone)
+
+    def may_begin(self) -> bool:
+        """Whether a turn may begin now; tells the one who keeps the object still if it is."""
+        if self.held is None:
+            return True
+        if not self.running:
+            self.held.set()
+        return False
 
     @property
     def runnable(self) -> bool:
@@ -119,6 +135,7 @@ class Activation:
         return bool(
             self.mailbox
             and not self._yielded
+            and self.held is None
             and self.input.is_open
             and (self._exclusive is None or self._interleaved_waiting)
         )
@@ -483,6 +500,7 @@ class Activation:
             if not task.cancelled():
                 task.exception()  # whoever awaits it is told as well; nobody need
             holding.close()
+            self._services.resume(self)
 
         task.add_done_callback(over)
         return task

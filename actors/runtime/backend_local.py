@@ -10,13 +10,14 @@ import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from actors.runtime import class_history
 from actors.runtime.call import Call, Reply
 from actors.runtime.class_migration import ClassMigration
 from actors.runtime.clock import Clock
 from actors.runtime.host import HostSettings, ObjectHost
+from actors.runtime.inspection import Inspector
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec, DurableObject, by_name
@@ -83,6 +84,8 @@ class LocalBackend:
                 keeps_time=keeps_time,
                 always_evict=always_evict,
             )
+            slots = frozenset(range(settings.slots))
+            self.inspector = Inspector(self.host, data_dir, settings, slots=slots, clock=clock)
             self.host.load()
         except BaseException:
             self._release()
@@ -101,11 +104,21 @@ class LocalBackend:
             raise RuntimeError("this backend was closed")
         return await self._lane.call(call)
 
+    @property
+    def hosts(self) -> int:
+        return 1
+
+    async def inspect(self, where: ObjectId | int, operation: str, arguments: dict[str, Any], *, start: bool) -> Any:
+        if not self._locks:
+            raise RuntimeError("this backend was closed")
+        return await self.inspector.do(operation, arguments)
+
     def send_ref(self, object_id: ObjectId, call: Call) -> NoReturn:
         raise TypeError("an ObjectRef needs Ray; await the method instead")
 
     def close(self) -> None:
         """Closes all files and gives up the slots. What was acknowledged is durable without it."""
+        self.inspector.close()
         self.host.close()
         self._release()
 

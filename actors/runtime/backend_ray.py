@@ -33,6 +33,7 @@ from actors.runtime.alarms import entry_of
 from actors.runtime.call import Call, HostLost, HostRetired, Reply
 from actors.runtime.class_migration import names_in
 from actors.runtime.errors import ClassesRefused, DurableError, InvalidArgument, ObjectOverloaded, SlotOwned
+from actors.runtime.inspection import Inspector
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec
@@ -110,6 +111,13 @@ class ObjectHost(host.ObjectHost):
             code=control,
             settings=cluster.settings,
         )
+        self.inspector = Inspector(
+            self,
+            cluster.data_dir,
+            cluster.settings,
+            slots=mine if dedicated is None else frozenset(),
+            elsewhere=placement.is_dedicated if dedicated is None else lambda _: False,
+        )
         context = ray.get_runtime_context()
         self._owner = f"{name} (Ray session {context.get_session_name()}, actor {context.get_actor_id()})"
         self._is_dedicated = dedicated is not None
@@ -151,6 +159,13 @@ class ObjectHost(host.ObjectHost):
         self._before_call()
         return await super().call(call)
 
+    async def inspect(self, operation: str, arguments: dict[str, Any]) -> Any:
+        """Does an operation of its `Inspector`."""
+        self._before_call()
+        if self._retired:
+            raise HostRetired
+        return await self.inspector.do(operation, arguments)
+
     async def ready(self) -> str:
         """The host's name, once it owns its slots."""
         self._before_call()
@@ -161,14 +176,15 @@ class ObjectHost(host.ObjectHost):
         next_at = self.alarms.next_at
         if next_at is not None and next_at - time.time() < self._cluster.settings.idle_after_s:
             return False  # it would be back before it has been idle again
-        if self.idle_for_s < idle_for_s or not self.retire():
+        if self.inspector.busy or self.idle_for_s < idle_for_s or not self.retire():
             return False
+        self.inspector.close()
         while self._locks:
             self._locks.pop().release(remove=True)
         return True
 
     async def idleness_s(self) -> float:
-        return self.idle_for_s
+        return 0.0 if self.inspector.busy else self.idle_for_s
 
     def _before_call(self) -> None:
         if len(self._locks) < len(self._lock_paths) and not self._retired:
@@ -442,6 +458,9 @@ class _ActorLink:
             raise HostLost(self._name, "it was restarted while the call was under way") from None
         return reply
 
+    async def inspect(self, operation: str, arguments: dict[str, Any]) -> Any:
+        return await self._send(lambda handle: handle.inspect.remote(operation, arguments))
+
     async def _send(self, send: Callable[[ActorHandle], Awaitable[Any]]) -> Any:
         handle = self._handle or await self._find()
         self._handle = handle
@@ -460,6 +479,13 @@ class _ActorLink:
             raise failed.cause from None
 
 
+def _given(handle: ActorHandle) -> Callable[[], Awaitable[ActorHandle]]:
+    async def find() -> ActorHandle:
+        return handle
+
+    return find
+
+
 class RayBackend:
     """Stubs for the objects of a running cluster. Belongs to one event loop."""
 
@@ -467,7 +493,8 @@ class RayBackend:
         self._control = control
         self._specs = {durable_class.__name__: ClassSpec(durable_class) for durable_class in cluster.classes}
         self._placement = Placement(cluster)
-        self._pool = [Lane(self._pool_link(number)) for number in range(cluster.hosts)]
+        self._pool_links = [self._pool_link(number) for number in range(cluster.hosts)]
+        self._pool = [Lane(link) for link in self._pool_links]
         self._dedicated: OrderedDict[ObjectId, Lane] = OrderedDict()
 
     def namespace(self, durable_class: type[Class]) -> Namespace[Class]:
@@ -496,6 +523,29 @@ class RayBackend:
             handle = ray.get_actor(f"host-{self._placement.pool_host(object_id)}", namespace=NAMESPACE)
         reference: ray.ObjectRef[Any] = handle.call.remote(call)
         return reference
+
+    @property
+    def hosts(self) -> int:
+        return len(self._pool_links)
+
+    async def inspect(self, where: ObjectId | int, operation: str, arguments: dict[str, Any], *, start: bool) -> Any:
+        """
+        Raises:
+            HostLost: it may or may not have been done.
+            HostRetired: it has not.
+        """
+        return await (await self._link(where, start)).inspect(operation, arguments)
+
+    async def _link(self, where: ObjectId | int, start: bool) -> _ActorLink:
+        if isinstance(where, int):
+            return self._pool_links[where]
+        if self._placement.is_dedicated(where):
+            if start:
+                return self._dedicated_link(where)
+            with contextlib.suppress(ValueError):  # it does not live
+                handle = await asyncio.to_thread(ray.get_actor, where.key, namespace=where.class_name)
+                return _ActorLink(str(where), _given(handle), self._was_retired)
+        return self._pool_links[self._placement.pool_host(where)]
 
     def _lane(self, object_id: ObjectId) -> Lane:
         if not self._placement.is_dedicated(object_id):

@@ -13,7 +13,8 @@ The driver can't set SQLite's own limits. Sizes are checked where values come in
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from sqlite_utils.utils import sqlite3
@@ -52,6 +53,20 @@ class ObjectConnection(sqlite3.Connection):
     def guard(self, object_key: str) -> None:
         self._object_key = object_key
         super().set_authorizer(self._authorizer)
+
+    @property
+    def secret(self) -> str:
+        """What no statement of the author holds."""
+        return self._secret[4:]
+
+    @contextmanager
+    def authorized_by(self, authorizer: Callable[..., int]) -> Iterator[None]:
+        """Has another authorizer decide; what was prepared before is asked about again."""
+        super().set_authorizer(authorizer)
+        try:
+            yield
+        finally:
+            super().set_authorizer(self._authorizer)
 
     # -- statements
 

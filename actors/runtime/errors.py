@@ -10,6 +10,7 @@ anywhere else. Errors cross process boundaries by pickle, so each passes all of 
     ├ ClassesRefused(file, tag, class_name, ...)    the history of classes does not fit the code or the data
     └ ObjectError(object_key, ...)
        ├ ObjectNotFound                             never created, deleted or expired
+       ├ ObjectConflict(reason)                     the object is not as what was asked needs it to be
        ├ ObjectOverloaded(reason, retry_after_s)    retryable
        ├ ObjectReset(reason)                        retryable: the instance was lost before it replied
        ├ ObjectFailed(error, message)               the class raised something that could not travel
@@ -106,6 +107,17 @@ class ObjectNotFound(ObjectError):
 
     def __str__(self) -> str:
         return f"{self.object_key} does not exist"
+
+
+class ObjectConflict(ObjectError):
+    """The object is not as what was asked for needs it to be; whoever asked decides what to do about it."""
+
+    def __init__(self, object_key: str, reason: str) -> None:
+        super().__init__(object_key, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.object_key}: {self.reason}"
 
 
 class ObjectOverloaded(ObjectError):

@@ -8,11 +8,12 @@ lets idle objects hibernate. Nothing of Ray is in it; a Ray actor, or a test, ho
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -354,6 +355,45 @@ class ObjectHost:
             self._evict(activation)
         return True
 
+    @contextlib.asynccontextmanager
+    async def hold(self, object_id: ObjectId, wait_s: float) -> AsyncIterator[Activation]:
+        """Keeps an object still: no turn of it runs within, and it stays as resident as it is. Its calls wait.
+
+        Raises:
+            HostRetired, NotOwner: as calls do.
+            ObjectOverloaded: a turn was still running after `wait_s`, or somebody else holds the object.
+        """
+        if self._retired:
+            raise HostRetired
+        activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+        if activation.held is not None:
+            raise ObjectOverloaded(str(object_id), "somebody else is looking into it", 1.0)
+        activation.held = asyncio.Event()
+        try:
+            if activation.running:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await activation.held.wait()
+                except TimeoutError:
+                    raise ObjectOverloaded(str(object_id), f"a turn ran longer than {wait_s:g} s", 1.0) from None
+            yield activation
+        finally:
+            activation.held = None
+            if self._activations.get(activation.id) is activation:
+                if activation.idle and activation.instance is None:
+                    self._evict(activation)
+                else:
+                    self._run([activation])
+
+    def activation_of(self, object_id: ObjectId) -> Activation | None:
+        """The object as the host knows it, if it does."""
+        return self._activations.get(object_id)
+
+    @property
+    def schemas(self) -> Mapping[str, Schema]:
+        """By the names of the classes."""
+        return self._schemas
+
     def retire(self) -> bool:
         """Ends the host if it is idle: from now on every call is refused with `HostRetired`, unrun."""
         if all(activation.idle for activation in self._activations.values()):
@@ -439,7 +479,7 @@ class ObjectHost:
 
     def _run(self, activations: Iterable[Activation]) -> None:
         """Runs what waits: first the turns of every object, then every object's commit, then the replies leave."""
-        waiting = list(activations)
+        waiting = [activation for activation in activations if activation.may_begin()]
         while waiting:
             ran = [(activation, activation.run_waiting()) for activation in waiting]
             for activation, held in ran:

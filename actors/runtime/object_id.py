@@ -37,7 +37,8 @@ def decode_part(encoded: str) -> str:
     return unquote(encoded, errors="surrogatepass")
 
 
-def _encode_stem(part: str) -> str:
+def encode_stem_part(part: str) -> str:
+    """The same for file names. Character by character, so that a prefix's encoding begins what begins with it."""
     # File systems that ignore case (macOS, Windows) would let "A" and "a" share a file: a capital is escaped as well,
     # and escapes are written in lower case.
     if _PLAIN_STEM.fullmatch(part):
@@ -79,7 +80,7 @@ class ObjectId:
     @cached_property
     def stem(self) -> str:
         """The file name without its ending: distinct even where the file system ignores case."""
-        return f"{_encode_stem(self.tenant)}:{_encode_stem(self.name)}"
+        return f"{encode_stem_part(self.tenant)}:{encode_stem_part(self.name)}"
 
     def __str__(self) -> str:
         return f"{self.class_name}/{self.key}"

@@ -47,6 +47,28 @@ class Schema:
         with _transaction(connection):
             self._apply(connection)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all migrations, in order."""
+        return tuple(self._names)
+
+    def applied(self, connection: ObjectConnection) -> tuple[str, ...]:
+        """Of the migrations that a database has."""
+        return tuple(self._applied(connection, self._migrations.name)) if self._migrations else ()
+
+    def is_up_to_date(self, connection: ObjectConnection) -> bool:
+        ((version,),) = connection.run_own("PRAGMA user_version")
+        return bool(version == RUNTIME_VERSION) and self.applied(connection) == self.names
+
+    def other_sets(self, connection: ObjectConnection) -> list[str]:
+        """Names of other classes' migrations that a database has: it is not of this class."""
+        table = Migrations.migrations_table
+        if not connection.run_own("SELECT 1 FROM sqlite_schema WHERE name = ?", table):
+            return []
+        own = self._migrations.name if self._migrations else ""
+        query = f"SELECT DISTINCT migration_set FROM {table} WHERE migration_set <> ?"  # noqa: S608  a constant
+        return [str(name) for (name,) in connection.run_own(query, own)]
+
     def bring_up_to_date(self, object_key: str, connection: ObjectConnection) -> None:
         """Applies what is missing in one transaction: all of it or nothing.
 

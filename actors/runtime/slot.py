@@ -95,6 +95,14 @@ def slots_of(host: int, hosts: int, slots: int) -> list[int]:
     return [slot for slot in range(slots) if host_of(slot, hosts) == host]
 
 
+def recorded_slots(data_dir: Path) -> int | None:
+    """The data directory's number of slots; None: it is none."""
+    try:
+        return int((data_dir / "objects" / "slots").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
 def record_slots(data_dir: Path, slots: int) -> None:
     """Records the number of slots for ever: another number would look for every object in the wrong place.
 

@@ -29,7 +29,7 @@ VERSION_MIN = (3, 51, 3)
 CACHE_KIB = 256
 #: What a database may grow to, its log not counted.
 DATABASE_BYTES_MAX = 10 * 1024**3
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
 
 _SQLITE_BUSY = 5
 _SQLITE_FULL = 13
@@ -87,7 +87,7 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
         factory=ObjectConnection,
     )
     try:
-        connection.executescript(_SETUP % max(1, size_bytes_max // _PAGE_BYTES))
+        connection.executescript(_SETUP % max(1, size_bytes_max // PAGE_BYTES))
         # The first read takes the exclusive lock and, after a crash, recovers the WAL.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except BaseException:
@@ -113,13 +113,42 @@ def _sync_log(path: Path) -> None:
     sync_folder(path.parent)
 
 
+def peek(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConnection:
+    """Opens a database that nobody has open, to read a little of it: cheaper than `connect`, and it leaves no trace.
+
+    One with a log, left by a crash, is opened as ever, since its log may hold what is asked for.
+    """
+    wal = wal_of(path)
+    if wal.exists() and wal.stat().st_size:
+        return connect(path, size_bytes_max)
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    connection: ObjectConnection = sqlite3.connect(
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, factory=ObjectConnection
+    )
+    return connection
+
+
+def copy_to(source: ObjectConnection, path: Path, pages: int, progress: Callable[[], None]) -> None:
+    """Copies an open database into a new file, some pages at a time, with `progress` between; it may raise to stop.
+
+    The copy is one file that any SQLite opens, without a log. It is not synced.
+    """
+    target = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        target.execute("PRAGMA synchronous = OFF")
+        source.backup(target, pages=pages, progress=lambda *_: progress(), sleep=0)
+        target.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        target.close()
+
+
 def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:
     """The bytes of an empty database in WAL mode, after `build` has made its schema."""
     with tempfile.TemporaryDirectory(prefix="mobula-template-") as folder:
         path = Path(folder) / "template.sqlite"
         connection = sqlite3.connect(path, isolation_level=None, factory=ObjectConnection)
         try:
-            connection.run_own(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.run_own(f"PRAGMA page_size = {PAGE_BYTES}")
             connection.run_own("PRAGMA journal_mode = WAL")
             build(connection)
             connection.run_own("PRAGMA wal_checkpoint(TRUNCATE)")

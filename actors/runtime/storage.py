@@ -16,6 +16,7 @@ from sqlite_utils import Database
 
 from actors.runtime import sqlite
 from actors.runtime.alarm import StoredAlarm
+from actors.runtime.connection import ObjectConnection
 from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
 from actors.runtime.key_values import KeyValues
 from actors.runtime.schema import Schema
@@ -137,6 +138,11 @@ class Storage:
 
     # ------------------------------------------------------------------------------------------------------------
 
+    @property
+    def connection(self) -> ObjectConnection:
+        """For whoever looks into the object while no turn of it runs."""
+        return self._connection
+
     def own_sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """As `sql`, for the runtime's own statements: the only ones that may touch its tables."""
         return self._connection.run_own(query, *binds)
@@ -210,9 +216,14 @@ class Storage:
                 self.delete_requested, self.deleted = False, True
             elif not self.deleted:
                 self._connection.run_own("COMMIT")
+                # Asked now: whoever closes the connection takes the log away.
+                self._created = self._created and not self._logged
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
-            raise self.explain(error, "delete" if self.delete_requested else "commit") from error
+            if self.delete_requested:
+                # Also on a full disk: part of it may be gone, which `StorageFull` would deny.
+                raise ObjectReset(self._object_key, f"delete failed: {error}") from error
+            raise self.explain(error, "commit") from error
 
     def end_unchanged(self) -> None:
         """Ends a transaction that has changed no row. Tables may have been made, and are kept.
@@ -222,17 +233,23 @@ class Storage:
         """
         try:
             self._connection.run_own("COMMIT")
+            self._created = self._created and not self._logged
             self._connection.in_turn = False
-        except sqlite.Error as error:
+        except (sqlite.Error, OSError) as error:
             raise self.explain(error, "commit") from error
 
     def close(self) -> None:
         """Closes the file. A file that this storage created and nothing was ever committed to is removed again."""
-        wal = sqlite.wal_of(self._path)
-        never_written = self._created and not (wal.exists() and wal.stat().st_size)
+        never_written = self._created and not self._logged
         self._connection.close()
         if never_written:
             sqlite.remove(self._path)
+
+    @property
+    def _logged(self) -> bool:
+        """Something was written since the file was opened."""
+        wal = sqlite.wal_of(self._path)
+        return wal.exists() and wal.stat().st_size > 0
 
     def what_it_means(self, error: Exception, operation: str = "write") -> DurableError | None:
         """The error to reset the object with, or None where only the statement failed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from deployments.ingress import chat, documents, health, key_value, problem, ratelimit, sessions
+from deployments.ingress import admin, chat, documents, health, key_value, problem, ratelimit, sessions
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
@@ -30,6 +30,7 @@ _ROUTERS = (
     key_value.router,
     ratelimit.router,
     ratelimit.resetting,
+    admin.router,
 )
 
 
@@ -43,7 +44,7 @@ def build(services: Services) -> FastAPI:
     )
     app.state.services = services
     problem.install(app)
-    app.add_middleware(BodyLimit, size_bytes_max=services.config.limits.body_bytes_max)
+    app.add_middleware(BodyLimit, size_bytes_max=services.config.limits.body_bytes_max, of_path=admin.body_bytes_max)
     app.include_router(health.router)
     for router in _ROUTERS:
         app.include_router(router, responses=_PROBLEMS)

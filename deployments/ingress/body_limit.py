@@ -6,6 +6,8 @@ fills the memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import BodyTooLarge
@@ -13,19 +15,23 @@ from deployments.ingress.problem import problem_of
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to a body of more than `size_bytes_max`."""
+    """ASGI middleware that answers 413 to a body of more than `size_bytes_max`, or what `of_path` says of its path."""
 
-    def __init__(self, app: ASGIApp, size_bytes_max: int) -> None:
+    def __init__(
+        self, app: ASGIApp, size_bytes_max: int, of_path: Callable[[str], int | None] = lambda _: None
+    ) -> None:
         self._app = app
         self._size_bytes_max = size_bytes_max
+        self._of_path = of_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        size_bytes_max = self._of_path(scope["path"]) or self._size_bytes_max
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared[:20]) > self._size_bytes_max:
-            await problem_of(BodyTooLarge(self._size_bytes_max))(scope, receive, send)
+        if declared.isdigit() and int(declared[:20]) > size_bytes_max:
+            await problem_of(BodyTooLarge(size_bytes_max))(scope, receive, send)
             return
         received_bytes = 0
         started = False
@@ -35,13 +41,13 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received_bytes += len(message.get("body", b""))
-                if received_bytes > self._size_bytes_max:
-                    raise BodyTooLarge(self._size_bytes_max)
+                if received_bytes > size_bytes_max:
+                    raise BodyTooLarge(size_bytes_max)
             return message
 
         async def noted(message: Message) -> None:
             nonlocal started
-            if received_bytes > self._size_bytes_max and not started:
+            if received_bytes > size_bytes_max and not started:
                 return  # FastAPI answers 400 to whatever goes wrong while it reads a body
             started = True
             await send(message)
@@ -51,5 +57,5 @@ class BodyLimit:
         except BodyTooLarge:
             if started:
                 raise
-        if received_bytes > self._size_bytes_max and not started:
-            await problem_of(BodyTooLarge(self._size_bytes_max))(scope, receive, send)
+        if received_bytes > size_bytes_max and not started:
+            await problem_of(BodyTooLarge(size_bytes_max))(scope, receive, send)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from actors import Objects
+from actors import ManagedObjects, Operator
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
@@ -36,7 +36,7 @@ class Ingress:
         *,
         config: ServiceConfig,
         tenants: Mapping[str, TenantConfig],
-        connect: Callable[[], Objects],
+        connect: Callable[[], ManagedObjects],
         chat: DeploymentHandle,
         ingest: DeploymentHandle,
         search: DeploymentHandle,
@@ -46,6 +46,7 @@ class Ingress:
             config=config,
             tenants=tenants,
             objects=objects,
+            operator=Operator(objects),
             keyring=Keyring(tenants.values()),
             limiter=Limiter(objects, tenants),
             sessions=Sessions(objects, tenants, ActivityLog(objects), time.time),

@@ -30,7 +30,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def _in_utf8(text: str) -> str:
+def in_utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -65,7 +65,7 @@ def _is_scalar(value: Any) -> Any:
         case str():
             if len(value) > METADATA_VALUE_CHARS_MAX:
                 raise ValueError(f"has more than {METADATA_VALUE_CHARS_MAX} characters")
-            return _in_utf8(value)
+            return in_utf8(value)
         case int():
             if abs(value) > INTEGER_MAX:
                 raise ValueError(f"must be from -{INTEGER_MAX} to {INTEGER_MAX}")
@@ -77,7 +77,7 @@ def _is_scalar(value: Any) -> Any:
     raise ValueError("must be a string, a number, true or false")
 
 
-Text = Annotated[str, AfterValidator(_in_utf8)]
+Text = Annotated[str, AfterValidator(in_utf8)]
 Title = Annotated[Text, Field(max_length=TITLE_CHARS_MAX)]
 UserId = Annotated[Text, Field(min_length=1, max_length=256)]
 Json = Annotated[Any, AfterValidator(_is_json)]

@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 
-from actors import DurableError, InvalidArgument, ObjectNotFound, ObjectQuarantined
+from actors import DurableError, InvalidArgument, ObjectConflict, ObjectNotFound, ObjectQuarantined
 from deployments.document_errors import DocumentError, DocumentTooLarge
 from deployments.errors import (
     BodyTooLarge,
@@ -85,6 +85,8 @@ def problem_of(error: Exception) -> Response:
             return problem(403, f"the key lacks the scope {error.scope!r}", more={"scope": error.scope})
         case ObjectNotFound():
             return problem(404, "there is no such thing, or it is not yours")
+        case ObjectConflict():
+            return problem(409, "the object is there already, or has calls under way that this would disturb")
         case BodyTooLarge():
             return problem(413, f"a body has at most {error.size_bytes_max} bytes")
         case InvalidArgument():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 
@@ -170,6 +170,55 @@ class RateLimitUsage(BaseModel):
     capacity: float
     refill_per_second: float
     remaining: float
+
+
+class ManagedObject(BaseModel):
+    """A durable object. Times are seconds since 1970.
+
+    `schema_version` is the last of the migrations that its file has, `problem` why its file could not be read.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    class_name: str = Field(alias="class")
+    tenant: str
+    name: str
+    size_bytes: int
+    last_active_at: float | None
+    alarm_at: float | None
+    schema_version: str | None
+    migrations: int | None
+    resident: bool
+    quarantined: bool
+    calls_waiting: int
+    problem: str | None
+
+
+class ManagedObjects(BaseModel):
+    """In the order of class, tenant and name. Where `next` is given, ask again with `after` set to it."""
+
+    objects: list[ManagedObject]
+    next: str | None
+
+
+class QueryRows(BaseModel):
+    """`truncated`: there were more rows than asked for, or than fit."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+
+
+class Fired(BaseModel):
+    """False: the object has no alarm."""
+
+    fired: bool
+
+
+class Released(BaseModel):
+    """False: the object was in no quarantine."""
+
+    released: bool
 
 
 class Health(BaseModel):

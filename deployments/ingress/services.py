@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from ray.serve.handle import DeploymentHandle
 
-from actors import Objects
+from actors import Objects, Operator
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.idempotency import Idempotency
@@ -24,6 +24,7 @@ class Services:
     config: ServiceConfig
     tenants: Mapping[str, TenantConfig]
     objects: Objects
+    operator: Operator
     keyring: Keyring
     limiter: Limiter
     sessions: Sessions

@@ -32,6 +32,15 @@ ROUTES = [
     ("POST", "/ratelimit/check", None),
     ("GET", "/ratelimit/usage", None),
     ("POST", "/ratelimit/reset", "admin"),
+    ("GET", "/admin/objects", "admin"),
+    ("GET", "/admin/objects/{class_name}", "admin"),
+    ("DELETE", "/admin/objects/{class_name}", "admin"),
+    ("POST", "/admin/objects/{class_name}/query", "admin"),
+    ("POST", "/admin/objects/{class_name}/evict", "admin"),
+    ("POST", "/admin/objects/{class_name}/alarm", "admin"),
+    ("POST", "/admin/objects/{class_name}/release", "admin"),
+    ("GET", "/admin/objects/{class_name}/export", "admin"),
+    ("PUT", "/admin/objects/{class_name}/import", "admin"),
 ]
 SESSION_ROUTES = [(method, path) for method, path, _ in ROUTES if "{session_id}" in path]
 MALFORMED_IDS = [
@@ -49,7 +58,7 @@ MALFORMED_IDS = [
 
 
 def of_someone(path: str) -> str:
-    return path.format(session_id="s" + "0" * 32, document_id="d", key="k")
+    return path.format(session_id="s" + "0" * 32, document_id="d", key="k", class_name="KeyValue")
 
 
 def body_of(method: str, path: str) -> dict[str, Any] | None:

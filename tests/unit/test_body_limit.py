@@ -14,19 +14,21 @@ from deployments.errors import BodyTooLarge
 from deployments.ingress.body_limit import BodyLimit
 
 LIMIT_BYTES = 10
+LARGER_BYTES = 20
 
 
 class Exchange:
     """One request to an app behind the limit, and what was read of it and answered to it."""
 
-    def __init__(self, chunks: Iterable[bytes], headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, chunks: Iterable[bytes], headers: Iterable[tuple[bytes, bytes]] = (), path: str = "/") -> None:
         self._chunks = list(chunks)
-        self._scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": list(headers)}
+        self._scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
         self.read = 0
         self.sent: list[Message] = []
 
     async def run(self, app: ASGIApp) -> None:
-        await BodyLimit(app, LIMIT_BYTES)(self._scope, self._receive, self._send)
+        limit = BodyLimit(app, LIMIT_BYTES, lambda path: LARGER_BYTES if path == "/large" else None)
+        await limit(self._scope, self._receive, self._send)
 
     @property
     def status(self) -> int:
@@ -124,3 +126,12 @@ async def test_what_is_no_http_request_is_let_through() -> None:
 
     await BodyLimit(app, LIMIT_BYTES)({"type": "lifespan"}, receive, send)
     assert seen == ["lifespan"]
+
+
+@pytest.mark.parametrize(("size_bytes", "status"), [(LARGER_BYTES, 200), (LARGER_BYTES + 1, 413)])
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_path_may_have_a_limit_of_its_own(size_bytes: int, status: int, declared: bool) -> None:
+    headers = [(b"content-length", str(size_bytes).encode())] if declared else []
+    exchange = Exchange([b"x" * size_bytes], headers, "/large")
+    await exchange.run(_echo)
+    assert exchange.status == status

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from actors import ChatSession, ObjectOverloaded
 from actors.runtime.clock import ManualClock
+from actors.runtime.operations import Operator
 from configs.service import ServiceConfig
 from deployments.activity import ActivityLog
 from deployments.documents import Ingested, NewDocument
@@ -77,6 +78,7 @@ def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float
         config=ServiceConfig(),
         tenants=TENANTS,
         objects=objects,
+        operator=Operator(objects),
         keyring=Keyring(TENANTS.values()),
         limiter=Limiter(objects, TENANTS),
         sessions=Sessions(objects, TENANTS, ActivityLog(objects), now),

@@ -25,6 +25,7 @@ INSIDE = "/data/secret of pid-12"
 STATUSES: list[tuple[Exception, int, str | None]] = [
     (objects.InvalidArgument("title", "x" * 500, "is too long"), 422, None),
     (objects.ObjectNotFound(INSIDE), 404, None),
+    (objects.ObjectConflict(INSIDE, INSIDE), 409, None),
     (objects.SlotOwned(INSIDE, INSIDE), 503, "1"),
     (objects.ObjectOverloaded(INSIDE, INSIDE, 2.5), 503, "3"),
     (objects.ObjectReset(INSIDE, INSIDE), 503, "1"),

@@ -1,0 +1,536 @@
+"""How does a host let others look at its objects, and look after them?
+
+An `Inspector` does for one host what is no call of an object: it lists, describes, queries, evicts, exports, imports,
+deletes, migrates and releases. Looking wakes nobody: no instance is made, no `start` is run and no file is brought up
+to date, unless that is what was asked for. What needs a file for itself holds the object still meanwhile: its calls
+wait, and none of its turns is ever met in the middle.
+
+Each operation is a method, and `do` runs one by its name, for those who reach the host from another process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.runtime import incoming, query, sqlite, trouble
+from actors.runtime.activation import Activation
+from actors.runtime.alarms import key_of
+from actors.runtime.call import unpack
+from actors.runtime.clock import Clock, SystemClock
+from actors.runtime.connection import ObjectConnection
+from actors.runtime.errors import (
+    DurableError,
+    InvalidArgument,
+    ObjectConflict,
+    ObjectNotFound,
+    ObjectReset,
+    SlotOwned,
+    StorageFull,
+)
+from actors.runtime.folder import make_folder, sync_folder
+from actors.runtime.host import HostSettings, ObjectHost
+from actors.runtime.object_files import Found, ObjectFiles, Wanted
+from actors.runtime.object_id import ObjectId
+from actors.runtime.object_info import ObjectInfo
+from actors.runtime.query import Query, QueryResult
+from actors.runtime.schema import Schema
+from actors.runtime.side_work import SideWork
+from actors.runtime.slot import SlotLock
+from actors.runtime.transfers import Transfers
+
+#: How long a turn that runs may keep others from looking at its object.
+HOLD_WAIT_S = 5.0
+#: Objects told of at once.
+PAGE_MAX = 1000
+#: A copy is made of so many pages at a time: one megabyte, after which it may be stopped.
+_COPY_PAGES = 256
+TRANSFERS = "exports"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigratedPage:
+    """What became of some objects in a sweep. `elsewhere` are those that another process has open."""
+
+    seen: int
+    migrated: int
+    failed: tuple[tuple[ObjectId, str], ...]
+    elsewhere: tuple[ObjectId, ...]
+    last: ObjectId | None
+
+
+class Inspector:
+    """Looks after the objects of one host, on the host's event loop.
+
+    Args:
+        slots: whose objects the host lists; none for the host of one dedicated object.
+        elsewhere: whether an object of these slots is another process's to run, which then locks a file beside it.
+    """
+
+    def __init__(
+        self,
+        host: ObjectHost,
+        data_dir: Path,
+        settings: HostSettings,
+        *,
+        slots: frozenset[int],
+        elsewhere: Callable[[ObjectId], bool] = lambda _: False,
+        clock: Clock | None = None,
+    ) -> None:
+        self._host = host
+        self._settings = settings
+        self._slots = slots
+        self._elsewhere = elsewhere
+        self._clock = clock or SystemClock()
+        self._files = ObjectFiles(data_dir / "objects", settings.slots)
+        self._work = SideWork(host.name)
+        self._transfers = Transfers(data_dir / TRANSFERS, self._clock, settings.database_bytes_max)
+        self._operations: dict[str, Callable[..., Awaitable[Any]]] = {
+            operation.__name__: operation
+            for operation in (
+                self.page,
+                self.count,
+                self.describe,
+                self.query,
+                self.evict,
+                self.fire_alarm,
+                self.release,
+                self.delete,
+                self.export_begin,
+                self.export_read,
+                self.import_begin,
+                self.import_write,
+                self.import_finish,
+                self.transfer_end,
+                self.migrate,
+                self.migrate_page,
+            )
+        }
+
+    async def do(self, operation: str, arguments: dict[str, Any]) -> Any:
+        """Runs an operation by its name."""
+        found = self._operations.get(operation)
+        if found is None:
+            raise InvalidArgument("operation", operation, "there is no such operation")
+        return await found(**arguments)
+
+    @property
+    def busy(self) -> bool:
+        """Somebody's database is on its way: its host must stay."""
+        return self._transfers.under_way > 0
+
+    def close(self) -> None:
+        """Ends what is under way. Before the host is closed: what is under way has files of its objects open."""
+        self._work.close()
+        self._transfers.close()
+
+    # -- looking
+
+    async def page(self, wanted: Wanted, limit: int) -> list[ObjectInfo]:
+        """The first of the host's objects that are wanted, in order; wakes none of them."""
+        if not 1 <= limit <= PAGE_MAX:
+            raise InvalidArgument("limit", limit, f"must be from 1 to {PAGE_MAX}")
+        # There are few in trouble, and which of them count is not for their names to tell.
+        scanned = None if wanted.in_trouble else limit
+        infos: list[ObjectInfo] = []
+        for found in await self._find(wanted, scanned):
+            if wanted.in_trouble and not self._quarantined(found.id):
+                continue
+            info = self._look_at(found)
+            if info is not None:
+                infos.append(info)
+            if len(infos) >= limit:
+                break
+            await asyncio.sleep(0)  # turns of objects go on between two files
+        return infos
+
+    async def count(self, class_name: str | None) -> int:
+        """How many objects the host has."""
+        classes = self._classes(class_name)
+        return await self._work.run(lambda _: sum(self._files.count(name, self._slots) for name in classes))
+
+    async def describe(self, object_id: ObjectId) -> ObjectInfo:
+        """
+        Raises:
+            ObjectNotFound
+        """
+        self._require_class(object_id)
+        found = self._files.one(object_id)
+        info = self._look_at(found) if found is not None else None
+        if info is None:
+            raise ObjectNotFound(str(object_id))
+        return info
+
+    async def query(self, object_id: ObjectId, asked: Query) -> QueryResult:
+        """Runs a statement that reads, between two turns of the object.
+
+        Raises:
+            ObjectNotFound
+            StatementRefused, InvalidArgument: see `query.run`.
+        """
+        async with self._held(object_id) as activation:
+            return await self._work.run(
+                lambda stopped: self._with_connection(
+                    activation,
+                    lambda connection: query.run(str(object_id), connection, asked, stopped=stopped),
+                )
+            )
+
+    # -- looking after
+
+    async def evict(self, object_id: ObjectId) -> bool:
+        """Lets the object hibernate now. False: it has turns running or waiting.
+
+        Raises:
+            ObjectNotFound
+        """
+        self._require_exists(object_id)
+        return self._host.evict(object_id)
+
+    async def fire_alarm(self, object_id: ObjectId) -> bool:
+        """Runs the object's alarm now. False: it has none.
+
+        Raises:
+            ObjectNotFound
+        """
+        self._require_exists(object_id)
+        return bool(unpack(await self._host.fire_alarm(object_id, forced=True).wait()))
+
+    async def release(self, object_id: ObjectId) -> bool:
+        """Ends the object's quarantine. False: it was in none.
+
+        Raises:
+            ObjectNotFound
+        """
+        self._require_exists(object_id)
+        return self._host.release(object_id)
+
+    async def delete(self, object_id: ObjectId) -> None:
+        """Removes all that is there of the object; what waits for it meets a new one.
+
+        Raises:
+            ObjectNotFound
+        """
+        async with self._held(object_id) as activation:
+            activation.close()
+            self._files.remove(object_id)
+            self._host.release(object_id)
+            self._host.alarms.set(object_id, None)
+
+    # -- out and in
+
+    async def export_begin(self, object_id: ObjectId) -> tuple[str, int]:
+        """Makes a copy of the object's database as it is between two turns. Returns a ticket, and its size in bytes.
+
+        The object's calls wait meanwhile: a second for some hundred megabytes.
+
+        Raises:
+            ObjectNotFound, ObjectOverloaded, StorageFull
+        """
+        with self._transfers.room_for(object_id) as path:
+            async with self._held(object_id) as activation:
+                with _storage_errors(object_id, "export"):
+                    await self._work.run(
+                        lambda stopped: self._with_connection(
+                            activation,
+                            lambda connection: sqlite.copy_to(
+                                connection, path, _COPY_PAGES, functools.partial(_go_on, object_id, stopped)
+                            ),
+                        )
+                    )
+            return self._transfers.depart(object_id, path)
+
+    async def export_read(self, ticket: str, offset: int) -> bytes:
+        """The next piece of the copy; nothing at its end.
+
+        Raises:
+            ObjectReset: the ticket counts no more.
+        """
+        return self._transfers.read(ticket, offset)
+
+    async def import_begin(self, object_id: ObjectId, replace: bool) -> str:
+        """A ticket for a database that is to become the object's.
+
+        Raises:
+            ObjectConflict: there is such an object, and it is not to be replaced.
+            ObjectOverloaded, StorageFull
+        """
+        self._require_class(object_id)
+        self._require_free(object_id, replace)
+        with _storage_errors(object_id, "import"):
+            return self._transfers.expect(object_id)
+
+    async def import_write(self, ticket: str, offset: int, data: bytes) -> None:
+        """
+        Raises:
+            InvalidArgument, ObjectReset, StorageFull
+        """
+        self._transfers.write(ticket, offset, data)
+
+    async def import_finish(self, ticket: str, replace: bool) -> ObjectInfo:
+        """Makes the database that came in the object's, if it is one of its class; all of it or nothing.
+
+        Raises:
+            InvalidArgument, SchemaTooNew: it is none, or of newer code.
+            ObjectConflict: there is such an object, and it is not to be replaced.
+            ObjectOverloaded, ObjectReset, StorageFull
+        """
+        object_id = self._transfers.object_of(ticket)
+        try:
+            with _storage_errors(object_id, "import"):
+                await self._import(object_id, ticket, replace)
+        finally:
+            self._transfers.end(ticket)
+        return await self.describe(object_id)
+
+    async def transfer_end(self, ticket: str) -> None:
+        """Ends an export, or an import that is not to be."""
+        self._transfers.end(ticket)
+
+    async def _import(self, object_id: ObjectId, ticket: str, replace: bool) -> None:
+        path = self._transfers.arrive(ticket)
+        alarm_at = await self._work.run(
+            lambda stopped: incoming.make_ready(
+                path,
+                str(object_id),
+                self._schema(object_id),
+                size_bytes_max=self._settings.database_bytes_max,
+                stopped=stopped,
+            )
+        )
+        async with self._host.hold(object_id, HOLD_WAIT_S) as activation:
+            activation.close()
+            self._require_free(object_id, replace)
+            self._put_in_place(object_id, path, alarm_at)
+            # Before the object may open the file: to close another descriptor of it would end its locks.
+            self._transfers.end(ticket)
+
+    def _put_in_place(self, object_id: ObjectId, path: Path, alarm_at: float | None) -> None:
+        database = self._files.database(object_id)
+        make_folder(database.parent)
+        if sqlite.wal_of(database).exists():
+            # What a crash left in the log is the old object's until the new one is in its place.
+            with contextlib.suppress(sqlite.Error):  # a damaged one is what an import may be there to replace
+                sqlite.connect(database, self._settings.database_bytes_max).close()
+            sqlite.wal_of(database).unlink(missing_ok=True)
+        alarms = self._host.alarms
+        if alarms.is_too_late(key_of(object_id), alarm_at):
+            # First: an alarm that comes too soon does no harm, and one that nobody knows of never comes.
+            alarms.set(object_id, alarm_at)
+        os.rename(path, database)
+        sync_folder(database.parent)
+        alarms.set(object_id, alarm_at)
+
+    # -- schema
+
+    async def migrate(self, object_id: ObjectId) -> bool:
+        """Brings the object's database up to date without waking it. False: it was.
+
+        Raises:
+            ObjectNotFound
+            SlotOwned: another process has it.
+            SchemaTooNew
+        """
+        schema = self._schema(object_id)
+        async with self._quiet(object_id) as resident:
+            path = self._files.database(object_id)
+            if not path.exists():
+                raise ObjectNotFound(str(object_id))
+            if resident:
+                return False  # or it would not be
+            return await self._work.run(lambda _: self._bring_up_to_date(object_id, path, schema))
+
+    async def migrate_page(self, class_name: str, after: ObjectId | None, limit: int) -> MigratedPage:
+        """Brings some objects up to date, one after the other. What fails keeps no other from it."""
+        found = await self._find(Wanted(class_name=class_name, after=after), limit)
+        migrated = 0
+        failed: list[tuple[ObjectId, str]] = []
+        elsewhere: list[ObjectId] = []
+        for one in found:
+            try:
+                if one.in_trouble and self._quarantined(one.id):
+                    failed.append((one.id, "it is in quarantine"))
+                else:
+                    migrated += await self.migrate(one.id)
+            except ObjectNotFound:
+                continue  # it was deleted meanwhile
+            except SlotOwned:
+                elsewhere.append(one.id)
+            except Exception as error:  # migrations are the author's code
+                failed.append((one.id, f"{type(error).__name__}: {error}"))
+        return MigratedPage(
+            seen=len(found),
+            migrated=migrated,
+            failed=tuple(failed),
+            elsewhere=tuple(elsewhere),
+            last=found[-1].id if len(found) == limit else None,
+        )
+
+    def _bring_up_to_date(self, object_id: ObjectId, path: Path, schema: Schema) -> bool:
+        with contextlib.closing(sqlite.peek(path)) as reading:
+            if schema.is_up_to_date(reading):
+                return False
+        with contextlib.closing(sqlite.connect(path, self._settings.database_bytes_max)) as connection:
+            connection.guard(str(object_id))
+            schema.bring_up_to_date(str(object_id), connection)
+        return True
+
+    # -- inside
+
+    def _quarantined(self, object_id: ObjectId) -> bool:
+        if not self._elsewhere(object_id):
+            return self._host.quarantine.refusal(object_id) is not None
+        try:
+            held = trouble.read(self._files.trouble(object_id), object_id)
+        except (OSError, ValueError):
+            return False  # it went meanwhile, or says nothing
+        return held.quarantined_at is not None
+
+    async def _find(self, wanted: Wanted, limit: int | None) -> list[Found]:
+        classes = self._classes(wanted.class_name)
+        if not self._slots:
+            return []
+        return await self._work.run(lambda _: self._files.find(classes, self._slots, wanted, limit))
+
+    def _classes(self, class_name: str | None) -> list[str]:
+        if class_name is None:
+            return sorted(self._host.schemas)
+        if class_name not in self._host.schemas:
+            raise InvalidArgument("class", class_name, "there is no such durable class")
+        return [class_name]
+
+    def _look_at(self, found: Found) -> ObjectInfo | None:
+        path = self._files.database(found.id)
+        activation = self._host.activation_of(found.id)
+        here = activation is not None and activation.instance is not None
+        written = [status for status in (_status(path), _status(sqlite.wal_of(path))) if status is not None]
+        applied: tuple[str, ...] | None = None
+        problem: str | None = None
+        owned_elsewhere = False
+        if here:
+            applied = self._schema(found.id).names
+        elif _status(path) is None:
+            if not found.in_trouble:
+                return None  # it went meanwhile
+        elif activation is None or activation.held is None:
+            try:
+                applied = self._applied(found.id, path)
+            except SlotOwned:
+                owned_elsewhere = True
+            except (sqlite.Error, OSError) as error:
+                problem = str(error)
+        last_active_at = max((status.st_mtime for status in written), default=None)
+        if activation is not None and here:
+            last_active_at = self._clock.now() - (self._clock.monotonic() - activation.last_used_s)
+        return ObjectInfo(
+            id=found.id,
+            size_bytes=sum(status.st_size for status in written),
+            last_active_at=last_active_at,
+            alarm_at=found.alarm_at,
+            schema_version=applied[-1] if applied else None,
+            migrations=None if applied is None else len(applied),
+            resident=here or owned_elsewhere,
+            quarantined=found.in_trouble and self._quarantined(found.id),
+            calls_waiting=len(activation.mailbox) if activation is not None else 0,
+            problem=problem,
+        )
+
+    def _applied(self, object_id: ObjectId, path: Path) -> tuple[str, ...]:
+        with self._own_for_now(object_id), contextlib.closing(sqlite.peek(path)) as connection:
+            return self._schema(object_id).applied(connection)
+
+    @contextlib.contextmanager
+    def _own_for_now(self, object_id: ObjectId) -> Iterator[None]:
+        """Owns an object's file where its own process does not live. A process that starts waits for longer than that.
+
+        Raises:
+            SlotOwned: its process lives.
+        """
+        if not self._elsewhere(object_id):
+            yield
+            return
+        lock = SlotLock(self._files.database(object_id).with_suffix(".lock"), self._host.name, wait_s=0.0)
+        try:
+            yield
+        finally:
+            lock.release(remove=True)
+
+    @contextlib.asynccontextmanager
+    async def _quiet(self, object_id: ObjectId) -> AsyncIterator[bool]:
+        """Nobody opens the object within. Gives whether it is open."""
+        if self._elsewhere(object_id):
+            with self._own_for_now(object_id):
+                yield False
+        else:
+            async with self._host.hold(object_id, HOLD_WAIT_S) as activation:
+                yield activation.instance is not None
+
+    @contextlib.asynccontextmanager
+    async def _held(self, object_id: ObjectId) -> AsyncIterator[Activation]:
+        self._require_exists(object_id)
+        async with self._host.hold(object_id, HOLD_WAIT_S) as activation:
+            self._require_exists(object_id)  # a turn that ran until now may have deleted it
+            yield activation
+
+    def _with_connection(self, activation: Activation, use: Callable[[ObjectConnection], Any]) -> Any:
+        """Uses the connection of a held object, or one of its own where it sleeps."""
+        if activation.instance is not None:
+            return use(activation.instance.storage.connection)
+        path = self._files.database(activation.id)
+        if not path.exists():
+            raise ObjectNotFound(str(activation.id))
+        try:
+            connection = sqlite.connect(path, self._settings.database_bytes_max)
+        except sqlite.Error as error:
+            raise ObjectReset(str(activation.id), f"open failed: {error}") from error
+        with contextlib.closing(connection):
+            return use(connection)
+
+    def _schema(self, object_id: ObjectId) -> Schema:
+        self._require_class(object_id)
+        return self._host.schemas[object_id.class_name]
+
+    def _require_class(self, object_id: ObjectId) -> None:
+        if object_id.class_name not in self._host.schemas:
+            raise ObjectNotFound(str(object_id))
+
+    def _require_exists(self, object_id: ObjectId) -> None:
+        self._require_class(object_id)
+        if self._files.one(object_id) is None:
+            raise ObjectNotFound(str(object_id))
+
+    def _require_free(self, object_id: ObjectId, replace: bool) -> None:
+        if not replace and self._files.database(object_id).exists():
+            raise ObjectConflict(
+                str(object_id), "there is such an object already; replace it on purpose, or not at all"
+            )
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _go_on(object_id: ObjectId, stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise ObjectReset(str(object_id), "its host is stopping")
+
+
+@contextlib.contextmanager
+def _storage_errors(object_id: ObjectId, operation: str) -> Iterator[None]:
+    try:
+        yield
+    except DurableError:
+        raise
+    except (sqlite.Error, OSError) as error:
+        if sqlite.is_full(error):
+            raise StorageFull(str(object_id), operation) from error
+        raise ObjectReset(str(object_id), f"{operation} failed: {error}") from error
