@@ -273,7 +273,7 @@ class TestOwnership:
         in_the_way = elsewhere.data_dir / "slots" / "001.lock"
         in_the_way.mkdir(parents=True)  # can't be opened as a file
         backend = start(elsewhere)
-        with pytest.raises(HostRetired, match="host-0 can't take its slots: .*Is a directory"):
+        with pytest.raises(HostRetired, match=r"host-0 can't take its slots: .*Is a directory"):
             await backend.ready()
         notebook = backend.namespace(Notebook).get("acme", "n")
         in_the_way.rmdir()
