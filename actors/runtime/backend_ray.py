@@ -123,9 +123,10 @@ class ObjectHost(host.ObjectHost):
         self._is_dedicated = dedicated is not None
         try:
             self._take_slots(ACQUIRE_WAIT_S)
-        except SlotOwned as owned:
-            # Not raised: an actor whose constructor fails is dead for good, and the owner may be on its way out.
-            logger.error("host=%s cannot start: %s", name, owned)
+        except (SlotOwned, OSError) as error:
+            # Not raised: an actor whose constructor fails is dead for good. The owner may be on its way out, and the
+            # disk may work again.
+            logger.error("host=%s cannot start: %s", name, error)
         _call_after_start("wake")
 
     def _take_slots(self, wait_s: float) -> None:
@@ -147,7 +148,7 @@ class ObjectHost(host.ObjectHost):
             try:
                 self._before_call()
                 break
-            except SlotOwned:
+            except (SlotOwned, HostRetired):
                 await asyncio.sleep(ACQUIRE_WAIT_S)
         self.begin()
 
@@ -188,7 +189,10 @@ class ObjectHost(host.ObjectHost):
 
     def _before_call(self) -> None:
         if len(self._locks) < len(self._lock_paths) and not self._retired:
-            self._take_slots(0.0)
+            try:
+                self._take_slots(0.0)
+            except OSError as error:
+                raise HostRetired(f"{self.name} can't take its slots: {error}") from error
 
 
 def _call_after_start(method: str) -> None:

@@ -40,7 +40,7 @@ CAPACITY = 20
 ANSWERED_WITHIN_S = 60.0
 ACKNOWLEDGED_WITHIN_S = 90.0
 #: Longer than a host takes to come back, at times, and shorter at others.
-PAUSE_MAX_S = 3.0
+PAUSE_MAX_S = 2.0
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ray.util.state import list_actors
 from actors.runtime import ObjectOverloaded, ObjectReset, SlotOwned
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import NAMESPACE, RayBackend, connect, start
-from actors.runtime.call import NotOwner
+from actors.runtime.call import HostRetired, NotOwner
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Namespace, Stub
 from actors.runtime.placement import Cluster, Placement
@@ -303,6 +303,18 @@ class TestOwnership:
         owner.close()
         await backend.ready()
         assert await backend.namespace(Notebook).get("acme", "n").lines() == ["x"]
+
+    async def test_hosts_wait_for_a_disk_that_fails(self, ray_cluster: None, cluster: Cluster, tmp_path: Path) -> None:
+        settings = HostSettings(slots=2)
+        elsewhere = dataclasses.replace(cluster, data_dir=tmp_path / "data", settings=settings, hosts=1)
+        in_the_way = elsewhere.data_dir / "slots" / "001.lock"
+        in_the_way.mkdir(parents=True)  # can't be opened as a file
+        backend = start(elsewhere)
+        with pytest.raises(HostRetired, match=r"host-0 can't take its slots: .*Is a directory"):
+            await backend.ready()
+        notebook = backend.namespace(Notebook).get("acme", "n")
+        in_the_way.rmdir()
+        assert await notebook.append("kept") == 1
 
     async def test_a_changed_cluster_replaces_the_hosts_and_keeps_the_objects(
         self, cluster: Cluster, notebook: Stub[Notebook], solo: Stub[Notebook]
