@@ -465,6 +465,12 @@ async def test_nobody_asks_for_more_than_a_query_may_have(limits: dict[str, Any]
         Query(sql="SELECT 1", **limits)
 
 
+async def test_nothing_of_how_a_query_is_run_shows_in_its_columns(backend: LocalBackend, operator: Operator) -> None:
+    await write(backend, notebook("one"))
+    asked = 'SELECT 1, 2 + 2, text, "text" AS t, count(*) FROM line -- and a remark'
+    assert (await operator.query(notebook("one"), asked)).columns == ("1", "2 + 2", "text", "t", "count(*)")
+
+
 async def test_a_query_sees_the_tables_of_the_runtime(backend: LocalBackend, operator: Operator) -> None:
     await backend.namespace(Notebook).get("acme", "one").append("once")
     assert (await operator.query(notebook("one"), f"SELECT count(*) FROM {REQUESTS_TABLE}")).rows == ((1,),)
@@ -831,6 +837,7 @@ async def test_alarms_and_quarantine_are_asked_of_those_who_keep_them(
     assert await operator.fire_alarm(notebook("one"))
     assert fired == [notebook("one")]
     # The alarm comes with the database, in place of one that was there.
+    path_of(data_dir, notebook("two")).parent.mkdir(exist_ok=True)
     path_of(data_dir, notebook("two")).with_suffix(".a1").touch()
     info = await operator.import_(notebook("two"), bytes_of(data))
     assert (info.alarm_at, info.quarantined) == (NOW + 1, False)
