@@ -113,8 +113,9 @@ def run(
     connection.set_progress_handler(lambda: stopped() or monotonic() > give_up_s, _STEPS)
     try:
         with connection.authorized_by(reading):
-            # A statement that was prepared for the object is kept by its text, and this must not meet it.
-            cursor.execute(f"{query.sql}\n-- {connection.secret}", query.binds)
+            # A statement that was prepared for the object is kept by its text, and this must not meet it. The secret
+            # stands in front: what follows an expression becomes part of its column's name.
+            cursor.execute(f"/* {connection.secret} */ {query.sql}", query.binds)
             return _fetch(cursor, query)
     except (sqlite3.Error, sqlite3.Warning, UnicodeEncodeError, OverflowError) as error:
         if reading.refused is not None:

@@ -579,3 +579,46 @@ async def test_a_request_costs_a_token_even_if_what_it_asks_for_is_not_there(cli
     before = await _remaining(client)
     _problem(await client.get("/kv/nothing"), 404)
     assert await _remaining(client) == before - 1
+
+
+async def test_what_is_done_to_an_object_is_logged_with_the_key_that_did_it(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    ok = await client.put("/kv/a", json={"value": 1})
+    assert ok.status_code == 200
+    params = {"name": "store"}
+    assert (await client.get("/admin/objects/KeyValue", params=params)).status_code == 200
+    assert caplog.messages == []
+    queried = await client.post("/admin/objects/KeyValue/query", params=params, json={"sql": "SELECT 1"})
+    assert queried.json() == {"columns": ["1"], "rows": [[1]], "truncated": False}
+    missing = await client.delete("/admin/objects/KeyValue", params={"name": "a\nb"})
+    assert missing.status_code == 404
+    assert caplog.messages == [
+        "action=query object=KeyValue/acme:store by_tenant=acme by_key=all",
+        "action=delete object=KeyValue/acme:a%0Ab by_tenant=acme by_key=all",
+    ]
+
+
+async def test_the_objects_of_another_tenant_are_an_operators_to_see_alone(
+    client: httpx.AsyncClient, services: Services, objects: FailingObjects
+) -> None:
+    keys = [
+        KeyConfig.model_validate({"id": "op", "plain": "sk-op", "scopes": ["admin", "operator"]}),
+        KeyConfig.model_validate({"id": "op-only", "plain": "sk-op-only", "scopes": ["operator"]}),
+    ]
+    running = tenant("running", keys=keys)
+    everybody = {**TENANTS, "running": running}
+    keyring, limiter = Keyring(everybody.values()), Limiter(objects, everybody)
+    transport_app = ingress.build(dataclasses.replace(services, tenants=everybody, keyring=keyring, limiter=limiter))
+    await client.put("/kv/a", json={"value": 1})
+    transport = httpx.ASGITransport(app=transport_app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://mobula") as other:
+        of_acme = {"name": "store", "tenant": "acme"}
+        described = await other.get("/admin/objects/KeyValue", params=of_acme, headers=_key("sk-op"))
+        assert described.json()["tenant"] == "acme"
+        listed = await other.get("/admin/objects", params={"class": "KeyValue"}, headers=_key("sk-op"))
+        assert [one["tenant"] for one in listed.json()["objects"]] == ["acme"]
+        _problem(await other.get("/admin/objects/KeyValue", params=of_acme, headers=_key("sk-small")), 404)
+        _problem(await other.get("/admin/objects", params={"tenant": "acme"}, headers=_key("sk-small")), 404)
+        # It widens what another scope allows, and allows nothing by itself.
+        _problem(await other.get("/admin/objects", headers=_key("sk-op-only")), 403)
