@@ -26,7 +26,7 @@ from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Namespace, Stub
 from actors.runtime.placement import Cluster, Placement
 from actors.runtime.sqlite import wal_of
-from tests.behaviours import ObjectBehaviours, call_of
+from tests.conformance.support import call_of
 from tests.conftest import REPOSITORY
 from tests.objects import AlarmClock, Ledger, Notebook, Refusal, gate_in
 
@@ -87,10 +87,6 @@ def actors_named(name: str) -> list[Any]:
     # Other clusters may run on the machine.
     address = ray.get_runtime_context().gcs_address
     return list(list_actors(address=address, filters=[("name", "=", name)]))
-
-
-class TestPooledObject(ObjectBehaviours):
-    """The promises that hold everywhere, in a pool."""
 
 
 class TestDedicatedObject:

@@ -25,7 +25,7 @@ from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.once import REQUESTS_KEPT_S
 from actors.runtime.storage import Storage
-from tests.behaviours import call_of, outcomes_of
+from tests.conformance.support import call_of, outcomes_of
 from tests.objects import Notebook, Refusal
 
 SETTINGS = HostSettings(slots=2, resident_objects_max=3, idle_after_s=10.0)

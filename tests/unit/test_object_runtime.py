@@ -37,7 +37,7 @@ from actors.runtime.namespace import Namespace, Stub
 from actors.runtime.object import ClassSpec
 from actors.runtime.once import REQUESTS_KEPT_S
 from actors.runtime.storage import Storage
-from tests.behaviours import ObjectBehaviours, call_of, outcomes_of
+from tests.conformance.support import call_of, outcomes_of
 from tests.objects import Ledger, Notebook, Refusal, gate_in
 
 SETTINGS = HostSettings(
@@ -105,10 +105,6 @@ class FailingDisk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDisk:
     return FailingDisk(monkeypatch)
-
-
-class TestObjectRuntime(ObjectBehaviours):
-    """The promises that hold everywhere."""
 
 
 class TestOutputGate:

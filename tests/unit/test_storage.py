@@ -36,7 +36,7 @@ from actors.runtime.key_values import VALUE_BYTES_MAX as KV_BYTES_MAX
 from actors.runtime.namespace import Stub
 from actors.runtime.schema import RUNTIME_VERSION, Schema
 from actors.runtime.storage import Storage
-from tests.behaviours import outcomes_of
+from tests.conformance.support import outcomes_of
 
 migrations = Migrations("shelf")
 

@@ -1,37 +1,23 @@
-"""What an object promises its callers, whatever it runs in.
-
-The same tests for the in-process backend and for Ray: each folder's `test_object_runtime.py` inherits them and gives
-the `backend`.
-"""
+"""What is a turn: in which order do calls run, what do they share, and what comes back?"""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.runtime import InvalidArgument, ObjectFailed, ObjectNotFound, RequestReused
-from actors.runtime.call import Call, pack_arguments, unpack
+from actors.runtime.call import unpack
 from actors.runtime.namespace import Namespace, Stub
+from tests.conformance.support import call_of, outcomes_of
 from tests.objects import Ledger, Notebook, Refusal, gate_in
 
 
-def call_of(stub: Stub[Any], method: str, *args: Any, request_id: str = "") -> Call:
-    """A call as the stub would make it, with a request id of the test's choosing."""
-    return stub.id.class_name, stub.id.tenant, stub.id.name, method, pack_arguments(args, {}), request_id, None
-
-
-async def outcomes_of(*calls: Awaitable[Any]) -> list[Any]:
-    """What each of the calls, made together, returned or raised."""
-    return list(await asyncio.gather(*calls, return_exceptions=True))
-
-
-class ObjectBehaviours:
-    """Inherited by the suite of each backend."""
+class Turns:
+    """Everywhere."""
 
     @pytest.fixture
     def notebooks(self, backend: Any) -> Namespace[Notebook]:
@@ -273,3 +259,7 @@ class ObjectBehaviours:
     async def test_the_database_is_set_up_for_durability(self, notebook: Stub[Notebook], name: str, value: Any) -> None:
         await notebook.add("x")
         assert await notebook.pragma(name) == value
+
+
+class TestTurns(Turns):
+    """In process."""

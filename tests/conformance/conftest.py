@@ -1,0 +1,46 @@
+"""Where the tests of a subject find objects: in process, once with objects that stay and once with such that don't."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from actors.runtime.host import HostSettings
+from actors.testing import Lab
+from tests.conformance.classes import CLASSES, SETTINGS
+from tests.conformance.support import Backend, Eventually
+
+
+@pytest.fixture(autouse=True)
+def without_ray(request: pytest.FixtureRequest) -> None:
+    """These tests need no cluster, and may not start one, but for those of `test_on_ray`."""
+    if "ray_cluster" not in request.fixturenames:
+        request.getfixturevalue("no_ray")
+
+
+@pytest.fixture(params=[False, True], ids=["resident", "hibernating"])
+async def lab(request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    async with Lab(CLASSES, always_evict=request.param, settings=HostSettings(**SETTINGS)) as lab:
+        yield lab
+
+
+@pytest.fixture
+def backend(lab: Lab) -> Backend:
+    return lab
+
+
+@pytest.fixture
+def eventually(lab: Lab) -> Eventually:
+    async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+        await lab.advance(2.5)
+        assert await holds()
+
+    return eventually
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """What a test may change of a lab of its own."""
+    return dict(SETTINGS)
