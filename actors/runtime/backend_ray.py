@@ -39,7 +39,7 @@ from actors.runtime.namespace import Class, Namespace
 from actors.runtime.object import ClassSpec
 from actors.runtime.object_files import files_in
 from actors.runtime.object_id import ObjectId
-from actors.runtime.placement import Cluster, Placement
+from actors.runtime.placement import Cluster, Placement, code_of
 from actors.runtime.slot import ACQUIRE_WAIT_S, SlotLock, record_slots, slots_of
 
 logger = logging.getLogger("mobula.objects")
@@ -108,7 +108,7 @@ class ObjectHost(host.ObjectHost):
             slots=mine,
             objects=self._all_objects,
             mark_path=mark_path,
-            code=control,
+            code=code_of(cluster.classes),
             settings=cluster.settings,
         )
         self.inspector = Inspector(

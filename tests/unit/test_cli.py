@@ -17,6 +17,7 @@ from actors import LocalBackend
 from actors.cli.commands import main
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
+from actors.runtime.quarantine import CRASHES_MAX
 from tests.conftest import REPOSITORY
 from tests.objects import Ledger, Notebook
 
@@ -63,6 +64,12 @@ class Terminal:
         backend = LocalBackend(self.data_dir, CLASSES, settings=HostSettings(slots=SLOTS))
         with contextlib.closing(backend):
             asyncio.run(add())
+
+    def quarantine(self, object_id: ObjectId) -> None:
+        backend = LocalBackend(self.data_dir, CLASSES, settings=HostSettings(slots=SLOTS))
+        with contextlib.closing(backend):
+            for _ in range(CRASHES_MAX):
+                backend.host.quarantine.crashed(object_id, "add")
 
     def path(self, object_id: ObjectId) -> Path:
         return object_id.path(self.data_dir / "objects", SLOTS)
@@ -177,7 +184,7 @@ def test_an_object_is_deleted_only_with_yes(terminal: Terminal, capsys: pytest.C
 
 
 def test_objects_in_quarantine_are_listed_and_released(terminal: Terminal) -> None:
-    terminal.path(notebook("two")).with_suffix(".trouble").touch()
+    terminal.quarantine(notebook("two"))
     (found,) = terminal.json("quarantine")
     assert (found["object"], found["quarantined"]) == ("Notebook/acme:two", True)
     assert terminal.type("quarantine")[1].splitlines()[1].split()[-1] == "quarantined"

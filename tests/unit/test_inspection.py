@@ -33,15 +33,16 @@ from actors.runtime.call import HostLost, HostRetired
 from actors.runtime.clock import ManualClock
 from actors.runtime.connection import ObjectConnection
 from actors.runtime.host import HostSettings
-from actors.runtime.inspection import TRANSFERS, Hooks, Inspector
+from actors.runtime.inspection import TRANSFERS
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import ObjectInfo
 from actors.runtime.operations import Inspectable
+from actors.runtime.quarantine import CRASHES_MAX
 from actors.runtime.query import RESULT_BYTES_MAX, Query
 from actors.runtime.schema import REQUESTS_TABLE
 from actors.runtime.sqlite import wal_of
 from actors.runtime.transfers import CHUNK_BYTES, IDLE_MAX_S, JOURNEYS_MAX
-from tests.objects import Ledger, Notebook, gate_in
+from tests.objects import AlarmClock, Ledger, Notebook, gate_in
 
 NOW = 1_700_000_000.0
 SETTINGS = HostSettings(slots=16)
@@ -89,7 +90,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def backend(data_dir: Path, clock: ManualClock) -> Iterator[LocalBackend]:
-    backend = LocalBackend(data_dir, [Notebook, Ledger, Growing], settings=SETTINGS, clock=clock)
+    backend = LocalBackend(data_dir, [Notebook, Ledger, Growing, AlarmClock], settings=SETTINGS, clock=clock)
     MADE.clear()
     yield backend
     backend.close()
@@ -232,25 +233,26 @@ async def test_a_listing_of_what_can_not_be_is_refused(operator: Operator, argum
         await operator.list(**arguments)
 
 
-async def test_alarms_and_quarantine_are_told_by_the_files_beside_an_object(
-    backend: LocalBackend, operator: Operator, data_dir: Path
-) -> None:
-    await write(backend, notebook("alarmed"), notebook("fine"), notebook("bad.one"))
-    path_of(data_dir, notebook("alarmed")).with_suffix(".a1700000123456").touch()
-    path_of(data_dir, notebook("bad.one")).with_suffix(".trouble").touch()
-    never = path_of(data_dir, notebook("never made")).with_suffix(".trouble")
-    never.parent.mkdir(exist_ok=True)
-    never.touch()
+async def test_alarms_and_quarantine_are_told_without_waking_anybody(backend: LocalBackend, operator: Operator) -> None:
+    await write(backend, notebook("fine"), notebook("bad.one"), notebook("failed once"))
+    alarmed, quarantine = ObjectId("AlarmClock", "acme", "alarmed"), backend.host.quarantine
+    await backend.namespace(AlarmClock).get("acme", "alarmed").ring_at(NOW + 123.456, Path("bell"))
+    backend.host.evict(alarmed)
+    for _ in range(CRASHES_MAX):
+        quarantine.crashed(notebook("bad.one"), "add")
+        quarantine.crashed(notebook("never made"), "start")
+    quarantine.crashed(notebook("failed once"), "add")
+    assert (await operator.describe(alarmed)).alarm_at == NOW + 123.456
     by_name = {info.id.name: info for info in (await operator.list("Notebook")).objects}
-    assert by_name["alarmed"].alarm_at == 1_700_000_123.456
     assert by_name["fine"].alarm_at is None
     assert {name for name, info in by_name.items() if info.quarantined} == {"bad.one", "never made"}
     assert names((await operator.quarantined()).objects) == ["bad.one", "never made"]
     assert names((await operator.quarantined(limit=1)).objects) == ["bad.one"]
     assert (await operator.quarantined(limit=1)).next is not None
     assert await operator.release(notebook("bad.one"))
-    assert not await operator.release(notebook("bad.one"))
+    assert not await operator.release(notebook("failed once"))
     assert names((await operator.quarantined()).objects) == ["never made"]
+    assert backend.host.resident_objects == 0
 
 
 async def test_a_page_of_many_objects_looks_into_the_files_of_that_page_only(
@@ -572,8 +574,9 @@ async def test_a_deleted_object_leaves_nothing_and_can_be_made_anew(
 ) -> None:
     await write(backend, notebook("one"), notebook("one.a5"), asleep=asleep)
     path = path_of(data_dir, notebook("one"))
-    for beside in ("a1700000000000", "trouble"):
-        path.with_suffix(f".{beside}").touch()
+    path.with_suffix(".a1700000000000").touch()
+    backend.host.quarantine.crashed(notebook("one"), "add")
+    assert path.with_suffix(".trouble").exists()
     await operator.delete(notebook("one"))
     assert not path.exists()
     assert not path.with_suffix(".a1700000000000").exists()
@@ -810,42 +813,29 @@ def test_what_a_crash_left_of_an_export_goes_with_the_next_start(data_dir: Path)
 # -- what other parts of the runtime know
 
 
-async def test_alarms_and_quarantine_are_asked_of_those_who_keep_them(
-    backend: LocalBackend, operator: Operator, data_dir: Path
+async def test_an_alarm_is_fired_when_somebody_says_so(
+    backend: LocalBackend, operator: Operator, tmp_path: Path
 ) -> None:
-    await write(backend, notebook("one"))
-    data = await exported(operator, notebook("one"))
-    fired: list[ObjectId] = []
+    bell = tmp_path / "bell"
+    await backend.namespace(AlarmClock).get("acme", "one").ring_at(NOW + 1000, bell)
+    assert await operator.fire_alarm(ObjectId("AlarmClock", "acme", "one"))
+    assert bell.exists()
+    assert not await operator.fire_alarm(ObjectId("AlarmClock", "acme", "one"))
 
-    async def fire(object_id: ObjectId) -> bool:
-        fired.append(object_id)
-        return True
 
-    def alarm_of(connection: ObjectConnection) -> float:
-        ((count,),) = connection.run_own("SELECT count(*) FROM line")
-        return NOW + float(count)
-
-    hooks = Hooks(
-        fire_alarm=fire,
-        quarantined=lambda object_id: object_id.name == "two",
-        release=lambda object_id: object_id.name == "two",
-        read_alarm=alarm_of,
-    )
-    backend.inspector = Inspector(
-        backend.host, data_dir, SETTINGS, slots=frozenset(range(SETTINGS.slots)), hooks=lambda _: hooks
-    )
-    assert await operator.fire_alarm(notebook("one"))
-    assert fired == [notebook("one")]
-    # The alarm comes with the database, in place of one that was there.
-    path_of(data_dir, notebook("two")).parent.mkdir(exist_ok=True)
-    path_of(data_dir, notebook("two")).with_suffix(".a1").touch()
-    info = await operator.import_(notebook("two"), bytes_of(data))
-    assert (info.alarm_at, info.quarantined) == (NOW + 1, False)
-    path_of(data_dir, notebook("two")).with_suffix(".trouble").touch()
-    path_of(data_dir, notebook("one")).with_suffix(".trouble").touch()  # it failed, and not often enough
-    assert names((await operator.quarantined()).objects) == ["two"]
-    assert await operator.release(notebook("two"))
-    assert not await operator.release(notebook("one"))
+async def test_an_alarm_comes_and_goes_with_the_database(
+    backend: LocalBackend, operator: Operator, data_dir: Path, tmp_path: Path
+) -> None:
+    one, two = [ObjectId("AlarmClock", "acme", name) for name in ("one", "two")]
+    clocks = backend.namespace(AlarmClock)
+    await clocks.get("acme", "one").ring_at(NOW + 1000, tmp_path / "bell")
+    await clocks.get("acme", "two").ring_at(NOW + 1, tmp_path / "another")
+    data = await exported(operator, one)
+    info = await operator.import_(two, bytes_of(data), replace=True)
+    assert (info.alarm_at, info.quarantined) == (NOW + 1000, False)
+    await operator.delete(one)
+    assert [path.name for path in path_of(data_dir, one).parent.glob("acme:one*")] == []
+    assert [(await operator.describe(two)).alarm_at, backend.host.alarms.next_at] == [NOW + 1000, NOW + 1000]
 
 
 # -- schema
