@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -147,7 +148,8 @@ async def test_an_alarm_that_crashes_its_host_is_set_aside_though_nobody_calls(
 ) -> None:
     object_id, stub = poison(backend, "rings")
     await stub.set_trap("alarm", trap)
-    await stub.ring_now()
+    with contextlib.suppress(ObjectQuarantined):  # where the reply was lost with the host, the stub asked again
+        await stub.ring_now()
     await until(lambda: is_quarantined(operator, object_id), ALARM_TIMEOUT_S)
     pid = await neighbour.pid()
     with pytest.raises(ObjectQuarantined):
