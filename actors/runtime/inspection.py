@@ -15,7 +15,6 @@ import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,11 @@ from actors.runtime.errors import (
     StorageFull,
 )
 from actors.runtime.folder import make_folder, sync_folder
+from actors.runtime.hooks import Hooks, hooks_of_files
 from actors.runtime.host import HostSettings, ObjectHost
 from actors.runtime.object_files import Found, ObjectFiles, Wanted
 from actors.runtime.object_id import ObjectId
-from actors.runtime.object_info import ObjectInfo
+from actors.runtime.object_info import MigratedPage, ObjectInfo
 from actors.runtime.query import Query, QueryResult
 from actors.runtime.schema import Schema
 from actors.runtime.side_work import SideWork
@@ -50,51 +50,6 @@ PAGE_MAX = 1000
 #: A copy is made of so many pages at a time: one megabyte, after which it may be stopped.
 _COPY_PAGES = 256
 TRANSFERS = "exports"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hooks:
-    """What other parts of the runtime know of an object."""
-
-    #: Runs the object's alarm now. False: it has none.
-    fire_alarm: Callable[[ObjectId], Awaitable[bool]]
-    #: Whether an object with a record of trouble is kept from running.
-    quarantined: Callable[[ObjectId], bool]
-    #: Lets it run again. False: nothing kept it from that.
-    release: Callable[[ObjectId], bool]
-    #: When the alarm that a database holds is due.
-    read_alarm: Callable[[ObjectConnection], float | None]
-
-
-def hooks_of_files(files: ObjectFiles) -> Hooks:
-    """What the files alone tell."""
-
-    async def no_alarm(_: ObjectId) -> bool:
-        return False
-
-    def release(object_id: ObjectId) -> bool:
-        path = files.trouble(object_id)
-        released = path.exists()
-        path.unlink(missing_ok=True)
-        return released
-
-    return Hooks(
-        fire_alarm=no_alarm,
-        quarantined=lambda object_id: files.trouble(object_id).exists(),
-        release=release,
-        read_alarm=lambda _: None,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MigratedPage:
-    """What became of some objects in a sweep. `elsewhere` are those that another process has open."""
-
-    seen: int
-    migrated: int
-    failed: tuple[tuple[ObjectId, str], ...]
-    elsewhere: tuple[ObjectId, ...]
-    last: ObjectId | None
 
 
 class Inspector:

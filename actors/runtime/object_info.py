@@ -60,6 +60,17 @@ class ObjectPage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MigratedPage:
+    """What became of some objects in a sweep. `elsewhere` are those that another process has open."""
+
+    seen: int
+    migrated: int
+    failed: tuple[tuple[ObjectId, str], ...]
+    elsewhere: tuple[ObjectId, ...]
+    last: ObjectId | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MigrationProgress:
     """How far a sweep of schema migrations has come."""
 

@@ -32,8 +32,9 @@ from actors.runtime import sqlite as object_sqlite
 from actors.runtime.call import HostLost, HostRetired
 from actors.runtime.clock import ManualClock
 from actors.runtime.connection import ObjectConnection
+from actors.runtime.hooks import Hooks
 from actors.runtime.host import HostSettings
-from actors.runtime.inspection import TRANSFERS, Hooks, Inspector
+from actors.runtime.inspection import TRANSFERS, Inspector
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import ObjectInfo
 from actors.runtime.operations import Inspectable
