@@ -63,7 +63,7 @@ def code_of(classes: Iterable[type[DurableObject]]) -> str:
 def _sources(classes: Iterable[type[DurableObject]]) -> list[Path]:
     """The files that decide how objects behave: the classes' own, and the runtime's."""
     own = {Path(str(sys.modules[durable_class.__module__].__file__)) for durable_class in classes}
-    return sorted(own | set(Path(__file__).parent.glob("*.py")))
+    return sorted(own | set(Path(__file__).parent.rglob("*.py")))
 
 
 class Placement:
