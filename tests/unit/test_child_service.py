@@ -24,6 +24,7 @@ from deployments.server import ServerError, StopRequested, StopSignals
 #: Answers as the service does when every part of it is ready, until SIGINT.
 STAND_IN = """
 import http.server
+import signal
 import sys
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,6 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+# Whatever started the tests may have them ignore it, as a shell does with what runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler) as standing_in:
     print(f"ready at http://127.0.0.1:{sys.argv[1]}", flush=True)
     try:
