@@ -9,7 +9,7 @@ In one process, on files in a folder of the test's own, with a clock that only t
 
 The objects run as they do in a service, behind the same stubs and on the same files. A test can fire alarms, evict
 objects, have commits fail, hold replies back, and lose the host. Only the clock that objects see, and their alarms, are
-virtual: what a class waits for by itself (`asyncio.sleep`, the network) takes the time it takes, and so do the limits on
+virtual: what a class waits for by itself (`asyncio.sleep`, the network) takes the time it takes, and so do limits on
 calls and on `block_concurrency_while`.
 """
 

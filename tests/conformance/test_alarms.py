@@ -671,7 +671,7 @@ class TestCrashes:
         at = await desk.set_alarm_in(100)
 
         def refuse(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patch:
             patch.setattr(lab._running.host.alarms, "set", refuse)
