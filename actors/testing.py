@@ -207,6 +207,11 @@ class Lab:
         """
         self._lose(self._image())
 
+    def restart(self) -> None:
+        """Ends the host as a deployment does, and starts another."""
+        self._running.close()
+        self._open()
+
     def crash_in_next_commit(self, stub: Stub[Any], *, reached_disk: bool = False) -> None:
         """Loses the host in the next commit of the object, before or after the disk has it."""
 

@@ -219,6 +219,28 @@ class TestInterleaving(Interleaving):
             assert isinstance(outcome, Exception)
             assert await desk.lines() == ["new"]
 
+    @pytest.mark.parametrize("tries", [1, 3])
+    async def test_a_start_that_takes_too_long_is_ended_and_tells_all_who_wait(
+        self, settings: dict[str, Any], tries: int
+    ) -> None:
+        starts: list[str] = []
+
+        async def start(self: Desk) -> None:
+            starts.append(self.id.name)
+            self.add("never")
+            if len(starts) <= tries:
+                await asyncio.get_running_loop().create_future()
+
+        desk_class = desk_with(Desk.alarm, start=start)
+        async with Lab([desk_class], settings=HostSettings(**{**settings, "block_timeout_s": 0.05})) as lab:
+            desk = lab.get(desk_class, "acme", "d")
+            for _ in range(tries):
+                outcomes = await outcomes_of(desk.add("x"), desk.peek(), desk.add_in_steps("y"))
+                assert [type(outcome) for outcome in outcomes] == [ObjectReset] * 3
+                assert "no end within 0.05 s" in str(outcomes[0])
+            assert "x" not in await desk.lines()
+            assert len(starts) == tries + 1
+
     async def test_the_outer_block_goes_on_in_the_inner_one(self, settings: dict[str, Any]) -> None:
         async def nest(self: Desk) -> int:
             async def inner() -> int:

@@ -158,6 +158,18 @@ async def test_a_crash_loses_what_is_in_memory_and_nothing_else() -> None:
         assert len(await bell.rung_at()) == 1
 
 
+async def test_a_restart_ends_what_is_in_memory_too() -> None:
+    async with Lab([Bell]) as lab:
+        bell = lab.get(Bell, "acme", "a")
+        assert [await bell.turns_since_start(), await bell.turns_since_start()] == [1, 2]
+        with lab.hold_turns(bell):
+            call = asyncio.ensure_future(bell.ring())
+            await asyncio.sleep(0.01)
+            lab.restart()
+        assert await call == 1
+        assert await bell.turns_since_start() == 1
+
+
 async def test_replies_and_turns_are_held() -> None:
     async with Lab([Bell]) as lab:
         bell = lab.get(Bell, "acme", "a")
