@@ -187,17 +187,37 @@ class TestInterleaving(Interleaving):
         assert isinstance((await outcomes_of(turn))[0], ObjectReset)
         assert await desk.lines() == ["long before", "between"]
 
-    async def test_a_failed_commit_of_an_interleaved_turn_ends_the_long_one_too(self, lab: Lab, gate: Path) -> None:
-        desk = lab.get(Desk, "acme", "d")
-        turn = await self.waiting(desk, "add_around_gate", gate)
-        lab.fail_next_commit(desk)
-        with pytest.raises(ObjectReset):
-            await desk.add_between("lost")
-        gate.touch()
-        # Its instance is gone: it must not write to storage of which nobody knows what it holds.
-        with pytest.raises(DurableError):
-            await turn
-        assert await desk.lines() == ["long before"]
+    @pytest.mark.parametrize("is_alarm", [False, True])
+    async def test_a_failed_commit_of_an_interleaved_turn_ends_the_long_one_too(
+        self, settings: dict[str, Any], is_alarm: bool
+    ) -> None:
+        never: list[asyncio.Future[None]] = []
+
+        async def wait(self: Desk, *_: Any) -> None:
+            self.add("before")
+            never.append(asyncio.get_running_loop().create_future())
+            try:
+                await never[-1]
+            finally:
+                self.add("after")
+
+        desk_class = desk_with(wait, wait=wait)
+        async with Lab([desk_class], settings=HostSettings(**settings)) as lab:
+            desk = lab.get(desk_class, "acme", "d")
+            await desk.set_alarm_in(0)
+            turn: asyncio.Future[Any] = asyncio.ensure_future(lab.fire_alarm(desk) if is_alarm else desk.wait())
+            while not never:
+                await asyncio.sleep(0)
+            queued = asyncio.ensure_future(desk.add("goes on"))
+            lab.fail_next_commit(desk)
+            with pytest.raises(ObjectReset):
+                await desk.add_between("lost")
+            # Its instance is gone. It must neither write to storage that is in doubt, nor hold up others.
+            with pytest.raises(ObjectReset):
+                await turn
+            assert await queued == 2
+            assert await desk.lines() == ["before", "goes on"]
+            assert lab.alarm_of(desk) is not None
 
     async def test_a_turn_after_an_interleaved_one_erased_the_object_starts_anew(
         self, settings: dict[str, Any], gate: Path

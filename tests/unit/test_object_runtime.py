@@ -647,15 +647,13 @@ class TestRepeating:
             await stub.lines()
         assert lossy.losses > 9_900
 
-    async def test_a_call_without_a_reply_is_given_up(
-        self, stub: Stub[Notebook], lossy: Repeating, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_call_without_a_reply_is_given_up(self, lossy: Repeating, monkeypatch: pytest.MonkeyPatch) -> None:
         async def never(object_id: Any, call: Any) -> Any:
             await asyncio.Event().wait()
 
         monkeypatch.setattr(lossy, "send", never)
-        monkeypatch.setattr("actors.runtime.namespace.CALL_TIMEOUT_S", 0.05)
-        with pytest.raises(ObjectReset, match="no reply within"):
+        stub = Namespace[Notebook](lossy, ClassSpec(Notebook)).get("acme", "n1", timeout_s=0.05)
+        with pytest.raises(ObjectReset, match=r"no reply within 0\.05 s"):
             await stub.lines()
 
 
