@@ -223,6 +223,9 @@ class Deletion:
             await desk.erase_and_raise()
         await desk.erase_and_undo()
         assert await desk.lines() == ["kept"]
+        outcomes = await outcomes_of(desk.add("a"), desk.erase_and_raise(), desk.add("b"))
+        assert [type(outcome) for outcome in outcomes] == [int, Refusal, int]
+        assert await desk.lines() == ["kept", "a", "b"]
 
     async def test_turns_around_a_deletion_see_what_was_before_and_after(self, desk: Stub[Desk]) -> None:
         outcomes = await outcomes_of(
