@@ -8,10 +8,9 @@ In one process, on files in a folder of the test's own, with a clock that only t
         await lab.advance(3600)     # fires what falls due on the way
 
 The objects run as they do in a service, behind the same stubs and on the same files. A test can fire alarms, evict
-objects, have commits fail, hold replies back, and lose the host.
-
-Only the clock that objects see, and their alarms, are virtual: what a class waits for by itself (`asyncio.sleep`, the
-network) takes the time it takes, and so do the limits on calls and on `block_concurrency_while`.
+objects, have commits fail, hold replies back, and lose the host. Only the clock that objects see, and their alarms, are
+virtual: what a class waits for by itself (`asyncio.sleep`, the network) takes the time it takes, and so do limits on
+calls and on `block_concurrency_while`.
 """
 
 from __future__ import annotations
@@ -207,6 +206,11 @@ class Lab:
         Calls under way end as they do when a host is lost: what is safe to repeat is repeated.
         """
         self._lose(self._image())
+
+    def restart(self) -> None:
+        """Ends the host as a deployment does, and starts another."""
+        self._running.close()
+        self._open()
 
     def crash_in_next_commit(self, stub: Stub[Any], *, reached_disk: bool = False) -> None:
         """Loses the host in the next commit of the object, before or after the disk has it."""

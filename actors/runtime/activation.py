@@ -645,6 +645,7 @@ class Activation:
     ) -> None:
         """Drops the instance: nobody is told what was not kept, and the next turn starts from what is durable."""
         logger.warning("object=%s reset: %s", self._key, error)
+        reply = raised(self._key, self._meaning(error))
         if context is not None:
             context.lost = True
         if self.instance is instance:  # else a turn that runs beside this one has dropped it before
@@ -653,7 +654,10 @@ class Activation:
             except sqlite.Error:
                 logger.warning("object=%s could not roll back; the file is read again from its log", self._key)
             self.close()
-        reply = raised(self._key, self._meaning(error))
+            for turn, task in self._running.items():
+                if turn not in turns:  # it waits for something, could write nothing after it, and would hold up others
+                    turn.settle(reply)
+                    _cancel(task)
         for turn in turns:
             turn.settle(reply)
 

@@ -17,6 +17,8 @@ from actors.runtime.object import MethodSpec
 
 #: A call that has no reply by then is given up by its caller, whatever became of it.
 CALL_TIMEOUT_S = 60.0
+#: Nobody waits for an alarm's handler. After so long it calls nobody any more, and is tried again.
+ALARM_TIMEOUT_S = 900.0
 
 
 class Turn:
@@ -108,4 +110,5 @@ def context_of(object_key: str, turn: Turn, clock: Clock, output: Gate) -> TurnC
     chain: tuple[str, ...] = turn.trail[1] if turn.trail else ()
     if not turn.method.interleaved:
         chain = (*chain, object_key)
-    return TurnContext(chain, turn.deadline_s, clock, output)
+    deadline_s = clock.monotonic() + ALARM_TIMEOUT_S if turn.is_alarm else turn.deadline_s
+    return TurnContext(chain, deadline_s, clock, output)

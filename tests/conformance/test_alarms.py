@@ -16,6 +16,7 @@ from actors.runtime import AlarmInfo, InvalidArgument, ObjectOverloaded, ObjectR
 from actors.runtime.alarms import entry_of
 from actors.runtime.host import ALARMS_SWEPT_EVERY_S, HostSettings
 from actors.runtime.namespace import Stub
+from actors.runtime.turn import CALL_TIMEOUT_S
 from actors.testing import Lab
 from tests.conformance.classes import Desk, NoAlarms, desk_with
 from tests.conformance.support import Backend, Eventually, outcomes_of, ticks
@@ -523,6 +524,17 @@ class TestFailingHandler:
             assert [info.retry_count for info in told] == ([0] if fails_by == "raising" else [0, 0])
             assert await desk.lines() == ["over"]
 
+    async def test_a_handler_that_takes_its_time_may_call_others_all_the_same(self, settings: dict[str, Any]) -> None:
+        async def alarm(self: Desk, info: AlarmInfo) -> None:
+            lab.clock.advance(CALL_TIMEOUT_S + 1)  # nobody waits for it
+            await self.tell("other", "x")
+
+        lab, desk_class = self.lab_of(alarm, settings)
+        async with lab:
+            await lab.get(desk_class, "acme", "d").set_alarm_in(10)
+            await lab.advance(10)
+            assert await lab.get(desk_class, "acme", "other").lines() == ["x"]
+
     async def test_an_alarm_set_by_a_turn_while_the_handler_waits_is_kept(
         self, told: list[AlarmInfo], settings: dict[str, Any], tmp_path: Path
     ) -> None:
@@ -658,7 +670,7 @@ class TestCrashes:
         async with lab:
             desks = [lab.get(Desk, "acme", str(ms)) for ms in odd_ms]
             for desk, ms in zip(desks, odd_ms, strict=True):
-                await desk.set_alarm_at(ms / 1000)
+                await desk.set_alarm_at((ms + 0.5) / 1000)
             lab.crash()
             await lab.advance(FAR_S)
             assert [len(await desk.runs()) for desk in desks] == [1] * len(odd_ms)
@@ -671,7 +683,7 @@ class TestCrashes:
         at = await desk.set_alarm_in(100)
 
         def refuse(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patch:
             patch.setattr(lab._running.host.alarms, "set", refuse)

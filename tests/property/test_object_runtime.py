@@ -1,15 +1,14 @@
-"""Whatever callers, crashes and failing disks do: does an object hold what was acknowledged, and nothing else?
+"""Whatever callers, alarms, crashes and failing disks do: does an object hold what was acknowledged, and nothing else?
 
-A state machine drives the in-process backend and a plain dictionary side by side, and compares them.
+A state machine drives objects and a plain model of them side by side, and compares state, alarms and numbers of runs
+after each step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Coroutine
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
@@ -17,67 +16,173 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from actors.runtime import ObjectReset
-from actors.runtime.backend_local import LocalBackend
+from actors.runtime import AlarmInfo, ObjectReset
+from actors.runtime.alarm import RETRIES_MAX
 from actors.runtime.call import unpack
-from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.once import REQUESTS_KEPT_S
-from actors.runtime.storage import Storage
+from actors.testing import Lab
 from tests.conformance.support import call_of, outcomes_of
 from tests.objects import Notebook, Refusal
 
-SETTINGS = HostSettings(slots=2, resident_objects_max=3, idle_after_s=10.0)
-NAMES = st.sampled_from(["a", "b", "A", "a:b", "ö"])
+#: Room for all that may have an alarm, and not for all.
+SETTINGS = HostSettings(slots=2, resident_objects_max=4, idle_after_s=10.0)
+ALARMED = st.sampled_from(["a", "b", "A"])
+NAMES = st.sampled_from(["a", "b", "A", "a:b", "ö", "%"])
 TEXTS = st.text("xyz", min_size=1, max_size=3)
 REQUEST_IDS = st.sampled_from(["r1", "r2", "r3"])
+AGAIN_S = 30.0
+#: What a handler does: sets or drops the alarm or not, then fails or not, in the same step or in another.
+PLANS = st.sampled_from(
+    [
+        "ok",
+        "erase",
+        "and raise",
+        "then raise",
+        "again",
+        "again and raise",
+        "again then raise",
+        "drop",
+        "drop and raise",
+        "drop then raise",
+    ]
+)
+#: Seconds from now: overdue, at once, before another, after it.
+WHENS = st.sampled_from([-50.0, 0.0, 1.0, 20.0, 45.0, 300.0])
+SPOILS = st.tuples(st.sampled_from(["fail", "crash"]), st.booleans())
 
 
+class Ringer(Notebook):
+    """A notebook with an alarm."""
+
+    def plan(self, plan: str) -> None:
+        self.storage.kv.put("plan", plan)
+
+    def set_alarm(self, at: float) -> None:
+        self.storage.set_alarm(at)
+
+    def set_alarm_and_raise(self, at: float) -> None:
+        self.storage.set_alarm(at)
+        raise Refusal("undone", 1)
+
+    def delete_alarm(self) -> None:
+        self.storage.delete_alarm()
+
+    def alarm_at(self) -> float | None:
+        return self.storage.get_alarm()
+
+    async def alarm(self, info: AlarmInfo) -> None:
+        plan = self.storage.kv.get("plan", "ok")
+        if plan == "erase":
+            self.storage.delete_all()
+            return
+        self.add(f"rang {info.scheduled_at:.0f} {info.retry_count}")
+        if plan.startswith("again"):
+            self.storage.set_alarm(self.clock.now() + AGAIN_S)
+        if plan.startswith("drop"):
+            self.storage.delete_alarm()
+        if plan.endswith("then raise"):
+            await asyncio.sleep(0)
+        if plan.endswith("raise"):
+            raise Refusal("the handler fails", info.retry_count)
+
+
+@dataclass(kw_only=True, slots=True)
 class Model:
     """What one object ought to hold."""
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.notes: dict[str, str] = {}
-        self.requests: dict[str, tuple[str, int]] = {}
-        #: Numbers are not given twice, while the object exists.
-        self.last_number = 0
+    lines: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, tuple[str, int]] = field(default_factory=dict)
+    #: Numbers are not given twice, while the object exists.
+    last_number: int = 0
+    plan: str = "ok"
+    #: When to call the handler, what it was set for, and how often it has raised since.
+    alarm: tuple[float, float, int] | None = None
 
     def add(self, text: str) -> int:
         self.lines.append(text)
         self.last_number += 1
         return self.last_number
 
+    def append(self, text: str, request_id: str) -> int:
+        if request_id not in self.requests:
+            self.requests[request_id] = (text, self.add(text))
+        return self.requests[request_id][1]
+
+    def erase(self) -> None:
+        fresh = Model()
+        for each in fields(self):
+            setattr(self, each.name, getattr(fresh, each.name))
+
+    def set_alarm(self, at: float) -> None:
+        self.alarm = (at, at, 0)
+
+    def ring(self, now: float) -> bool:
+        """The handler runs. False if it raises."""
+        return self.ring_first_step(now) and self.ring_to_the_end(now)
+
+    def ring_first_step(self, now: float) -> bool:
+        """What its first commit keeps. False if that is the one that puts the alarm off."""
+        assert self.alarm is not None
+        _, scheduled_at, retry_count = self.alarm
+        if self.plan == "erase":
+            self.erase()
+            return True
+        if self.plan.endswith("and raise"):
+            self.put_off(now)
+            return False
+        self.add(f"rang {scheduled_at:.0f} {retry_count}")
+        if self.plan.startswith("again"):
+            self.set_alarm(now + AGAIN_S)
+        elif not self.plan.endswith("raise") or self.plan.startswith("drop"):
+            self.alarm = None
+        return True
+
+    def ring_to_the_end(self, now: float) -> bool:
+        if self.plan == "then raise":
+            self.put_off(now)
+        return not self.plan.endswith("raise")
+
+    def put_off(self, now: float) -> None:
+        assert self.alarm is not None
+        _, scheduled_at, retry_count = self.alarm
+        self.alarm = None
+        if retry_count < RETRIES_MAX:
+            self.alarm = (now + 2.0 ** (retry_count + 1), scheduled_at, retry_count + 1)
+
+    def let_time_pass(self, now: float, until: float) -> None:
+        while self.alarm is not None and self.alarm[0] <= until:
+            now = max(now, self.alarm[0])
+            self.ring(now)
+
 
 class DurableObjects(RuleBasedStateMachine):
-    """One backend on one data directory; restarts and crashes put another in its place."""
+    """One host on one data directory; restarts and crashes put another in its place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="mobula-test-"))
         self.loop = asyncio.new_event_loop()
-        self.clock = ManualClock()
         self.models: dict[str, Model] = {}
-        self.crashes = 0
-        self.monkeypatch = pytest.MonkeyPatch()
 
-    @initialize()
-    def start(self) -> None:
-        self.data_dir = self.folder / "0"
-        self.open()
-
-    def open(self) -> None:
-        self.backend = LocalBackend(self.data_dir, [Notebook], settings=SETTINGS, clock=self.clock)
+    @initialize(always_evict=st.booleans())
+    def start(self, always_evict: bool) -> None:
+        self.lab = Lab([Ringer], always_evict=always_evict, settings=SETTINGS)
+        self.run(self.lab.__aenter__())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, 20.0))
 
-    def stub(self, name: str) -> Stub[Notebook]:
-        return self.backend.namespace(Notebook).get("acme", name)
+    def stub(self, name: str) -> Stub[Ringer]:
+        return self.lab.get(Ringer, "acme", name)
 
     def model(self, name: str) -> Model:
         return self.models.setdefault(name, Model())
+
+    @property
+    def now(self) -> float:
+        return self.lab.clock.now()
 
     # -- calls
 
@@ -103,13 +208,12 @@ class DurableObjects(RuleBasedStateMachine):
     @rule(name=NAMES, text=TEXTS, request_id=REQUEST_IDS)
     def append_once(self, name: str, text: str, request_id: str) -> None:
         model = self.model(name)
-        text, number = model.requests.get(request_id, (text, 0))
+        text, _ = model.requests.get(request_id, (text, 0))
+        assert self.run(self.append(name, text, request_id)) == model.append(text, request_id)
+
+    async def append(self, name: str, text: str, request_id: str) -> Any:
         stub = self.stub(name)
-        reply = unpack(self.run(self.backend.send(stub.id, call_of(stub, "append", text, request_id=request_id))))
-        if not number:
-            number = model.add(text)
-            model.requests[request_id] = (text, number)
-        assert reply == number
+        return unpack(await self.lab._running.send(stub.id, call_of(stub, "append", text, request_id=request_id)))
 
     @rule(calls=st.lists(st.tuples(NAMES, TEXTS, st.sampled_from(["add", "fail", "erase", "read"])), max_size=8))
     def many_at_once(self, calls: list[tuple[str, str, str]]) -> None:
@@ -144,77 +248,173 @@ class DurableObjects(RuleBasedStateMachine):
         self.run(self.stub(name).erase())
         self.models[name] = Model()
 
-    @rule(name=NAMES, text=TEXTS, reached_disk=st.booleans())
-    def commit_fails(self, name: str, text: str, reached_disk: bool) -> None:
-        commit = Storage.commit
+    # -- alarms
 
-        def failing(storage: Storage) -> None:
-            if reached_disk:
-                commit(storage)
-            raise ObjectReset("Notebook", "the disk failed")
+    @rule(name=ALARMED, plan=PLANS)
+    def plan(self, name: str, plan: str) -> None:
+        self.run(self.stub(name).plan(plan))
+        self.model(name).plan = plan
 
-        with self.monkeypatch.context() as patch:
-            patch.setattr(Storage, "commit", failing)
-            with pytest.raises(ObjectReset):
-                self.run(self.stub(name).add(text))
-        if reached_disk:  # which the caller can't know
-            self.model(name).add(text)
+    @rule(name=ALARMED, when=WHENS)
+    def set_alarm(self, name: str, when: float) -> None:
+        self.run(self.stub(name).set_alarm(self.now + when))
+        self.model(name).set_alarm(self.now + when)
 
-    # -- what happens to hosts
+    @rule(name=ALARMED, when=WHENS)
+    def set_alarm_and_raise(self, name: str, when: float) -> None:
+        with pytest.raises(Refusal):
+            self.run(self.stub(name).set_alarm_and_raise(self.now + when))
 
-    @rule(name=NAMES)
-    def hibernate(self, name: str) -> None:
-        assert self.backend.host.evict(self.stub(name).id)
+    @rule(name=ALARMED)
+    def delete_alarm(self, name: str) -> None:
+        self.run(self.stub(name).delete_alarm())
+        self.model(name).alarm = None
 
-    @rule(seconds=st.sampled_from([1.0, 9.0, 11.0]))
+    @rule(name=ALARMED)
+    def ring_now(self, name: str) -> None:
+        ringing, model = self.lab.fire_alarm(self.stub(name)), self.model(name)
+        if model.alarm is None:
+            assert self.run(ringing) is False
+        elif model.ring(self.now):
+            assert self.run(ringing) is True
+        else:
+            with pytest.raises(Refusal):
+                self.run(ringing)
+
+    @rule(name=ALARMED, spoil=SPOILS)
+    def ring_and_lose_the_first_commit(self, name: str, spoil: tuple[str, bool]) -> None:
+        how, reached_disk = spoil
+        model = self.model(name)
+        if model.alarm is None:
+            return
+        if reached_disk:
+            model.ring_first_step(self.now)
+        self.spoil(name, how, reached_disk)
+        with pytest.raises((ObjectReset, Refusal)):
+            self.run(self.lab.fire_alarm(self.stub(name)))
+        # The host that was not lost puts the alarm off without a word on disk; the next one fires it when it is due.
+        self.crash()
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 2.0, 9.0, 31.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        self.backend.host.sweep()
+        now = self.now
+        self.run(self.lab.advance(seconds))
+        for model in self.models.values():
+            model.let_time_pass(now, now + seconds)
 
     @rule(name=NAMES)
     def requests_expire(self, name: str) -> None:
         # One new request removes a few old ones: as many as there are ids here.
-        self.clock.advance(REQUESTS_KEPT_S + 1)
+        self.lab.clock.advance(REQUESTS_KEPT_S + 1)
+        self.time_passes(0.0)
         for each in list(self.models):
             if self.models[each].requests:
                 self.run(self.stub(each).append("new day"))
                 self.models[each].add("new day")
                 self.models[each].requests.clear()
 
+    # -- what happens to hosts and disks
+
+    def spoil(self, name: str, how: str, reached_disk: bool) -> None:
+        spoil = self.lab.fail_next_commit if how == "fail" else self.lab.crash_in_next_commit
+        spoil(self.stub(name), reached_disk=reached_disk)
+
+    @rule(
+        name=ALARMED,
+        text=TEXTS,
+        when=WHENS,
+        spoil=SPOILS,
+        what=st.sampled_from(["add", "set alarm", "delete alarm", "erase", "plan", "steps"]),
+    )
+    def lose_a_commit(self, name: str, text: str, when: float, spoil: tuple[str, bool], what: str) -> None:
+        how, reached_disk = spoil
+        stub, model = self.stub(name), self.model(name)
+        at = self.now + when
+
+        def drop_alarm() -> None:
+            model.alarm = None
+
+        def plan_again() -> None:
+            model.plan = "again"
+
+        calls: dict[str, tuple[Callable[[], Awaitable[Any]], Callable[[], Any]]] = {
+            "add": (lambda: stub.add(text), lambda: model.add(text)),
+            "set alarm": (lambda: stub.set_alarm(at), lambda: model.set_alarm(at)),
+            "delete alarm": (lambda: stub.delete_alarm(), drop_alarm),
+            "erase": (lambda: stub.erase(), model.erase),
+            "plan": (lambda: stub.plan("again"), plan_again),
+            "steps": (lambda: stub.add_in_steps(text, "never"), lambda: model.add(text)),
+        }
+        call, effect = calls[what]
+
+        async def lost() -> None:
+            with pytest.raises(ObjectReset):
+                await call()
+
+        self.spoil(name, how, reached_disk)
+        self.run(lost())
+        if reached_disk:  # which the caller can't know
+            effect()
+
+    @rule(name=NAMES, text=TEXTS, reached_disk=st.booleans())
+    def a_lost_host_has_a_request_repeated(self, name: str, text: str, reached_disk: bool) -> None:
+        self.spoil(name, "crash", reached_disk)
+        assert self.run(self.stub(name).append(text)) == self.model(name).add(text)
+
+    @rule(name=NAMES, text=TEXTS, request_id=REQUEST_IDS, reached_disk=st.booleans())
+    def a_request_whose_commit_failed_is_done_once(
+        self, name: str, text: str, request_id: str, reached_disk: bool
+    ) -> None:
+        model = self.model(name)
+        text, _ = model.requests.get(request_id, (text, 0))
+        self.spoil(name, "fail", reached_disk)
+
+        async def twice() -> Any:
+            with pytest.raises(ObjectReset):
+                await self.append(name, text, request_id)
+            return await self.append(name, text, request_id)
+
+        assert self.run(twice()) == model.append(text, request_id)
+
+    @rule(name=NAMES)
+    def hibernate(self, name: str) -> None:
+        self.lab.evict(self.stub(name))
+
     @rule()
     def restart(self) -> None:
-        self.backend.close()
-        self.open()
+        self.lab.restart()
 
     @rule()
     def crash(self) -> None:
         """The machine goes on with the files as they were at that moment, never closed."""
-        self.crashes += 1
-        crashed = self.folder / str(self.crashes)
-        shutil.copytree(self.data_dir, crashed)
-        self.backend.close()
-        shutil.rmtree(self.data_dir)
-        self.data_dir = crashed
-        self.open()
+        self.lab.crash()
 
     @invariant()
     def no_more_are_open_than_may_be(self) -> None:
-        if hasattr(self, "backend"):
-            assert self.backend.host.resident_objects <= SETTINGS.resident_objects_max
+        if hasattr(self, "lab"):
+            assert self.lab._running.host.resident_objects <= SETTINGS.resident_objects_max
 
     @invariant()
-    def everything_acknowledged_is_there(self) -> None:
-        for name, model in self.models.items():
-            assert self.run(self.stub(name).lines()) == model.lines
-            assert self.run(self.stub(name).notes()) == model.notes
+    def state_and_alarms_agree(self) -> None:
+        async def look() -> dict[str, tuple[Any, ...]]:
+            found = {}
+            for name in self.models:
+                stub = self.stub(name)
+                found[name] = (await stub.lines(), await stub.notes(), await stub.alarm_at())
+            return found
+
+        if hasattr(self, "lab"):
+            expected = {
+                name: (model.lines, model.notes, model.alarm[0] if model.alarm else None)
+                for name, model in self.models.items()
+            }
+            assert self.run(look()) == expected
 
     def teardown(self) -> None:
-        if hasattr(self, "backend"):
-            self.backend.close()
+        if hasattr(self, "lab"):
+            self.run(self.lab.__aexit__())
         self.loop.close()
-        self.monkeypatch.undo()
-        shutil.rmtree(self.folder)
 
 
 TestDurableObjects = DurableObjects.TestCase
-TestDurableObjects.settings = settings(max_examples=settings().max_examples // 5, stateful_step_count=30)
+TestDurableObjects.settings = settings(max_examples=settings().max_examples * 3 // 4, stateful_step_count=50)

@@ -13,6 +13,7 @@ import pytest
 from actors.runtime import DurableObject, ObjectReset, exactly_once, idempotent, read
 from actors.runtime.alarm import AlarmInfo
 from actors.testing import Lab
+from tests.conformance.support import ticks
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "testing.md"
 LINES_MAX = 40
@@ -158,12 +159,24 @@ async def test_a_crash_loses_what_is_in_memory_and_nothing_else() -> None:
         assert len(await bell.rung_at()) == 1
 
 
+async def test_a_restart_ends_what_is_in_memory_too() -> None:
+    async with Lab([Bell]) as lab:
+        bell = lab.get(Bell, "acme", "a")
+        assert [await bell.turns_since_start(), await bell.turns_since_start()] == [1, 2]
+        with lab.hold_turns(bell):
+            call = asyncio.ensure_future(bell.ring())
+            await ticks()
+            lab.restart()
+        assert await call == 1
+        assert await bell.turns_since_start() == 1
+
+
 async def test_replies_and_turns_are_held() -> None:
     async with Lab([Bell]) as lab:
         bell = lab.get(Bell, "acme", "a")
         with lab.hold_replies(bell):
             reply = asyncio.ensure_future(bell.ring())
-            await asyncio.sleep(0.01)
+            await ticks()
             assert not reply.done()
             assert lab.sql(bell, "SELECT value FROM _mobula_kv") == [("1",)]
             with pytest.raises(RuntimeError, match="is busy"):
@@ -171,7 +184,7 @@ async def test_replies_and_turns_are_held() -> None:
         assert await reply == 1
         with lab.hold_turns(bell):
             reply = asyncio.ensure_future(bell.ring())
-            await asyncio.sleep(0.01)
+            await ticks()
             assert lab.sql(bell, "SELECT value FROM _mobula_kv") == [("1",)]
         assert await reply == 2
         lab.evict(bell)

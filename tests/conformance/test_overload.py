@@ -1,0 +1,181 @@
+"""What happens to calls when there are too many, or one takes too long?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.runtime import ObjectOverloaded, interleaved
+from actors.runtime.backend_local import LocalBackend
+from actors.runtime.host import HostSettings
+from actors.runtime.namespace import Stub
+from actors.testing import Lab
+from tests.conformance.classes import CLASSES, Desk, desk_with
+from tests.conformance.support import outcomes_of, ticks
+
+
+class TestMailbox:
+    """How much may wait for one object."""
+
+    @pytest.fixture
+    def gate(self, tmp_path: Path) -> Path:
+        return tmp_path / "gate"
+
+    @pytest.fixture
+    async def busy(self, settings: dict[str, Any], gate: Path) -> AsyncIterator[tuple[Lab, Stub[Desk]]]:
+        """An object in a long turn, and little room behind it."""
+        limits = HostSettings(**settings, mailbox_calls_max=3, mailbox_bytes_max=5_000, mailbox_age_max_s=30.0)
+        async with Lab(CLASSES, settings=limits) as lab:
+            desk = lab.get(Desk, "acme", "d")
+            turn = asyncio.ensure_future(desk.add_around_gate("long", gate))
+            await ticks()
+            yield lab, desk
+            gate.touch()
+            await turn
+
+    async def test_what_is_too_many_is_refused_at_once_and_may_be_tried_again(
+        self, busy: tuple[Lab, Stub[Desk]], gate: Path
+    ) -> None:
+        _, desk = busy
+        waiting = [asyncio.ensure_future(desk.add(str(number))) for number in range(5)]
+        await ticks()
+        assert [call.done() for call in waiting] == [False, False, False, True, True]
+        gate.touch()
+        outcomes = await outcomes_of(*waiting)
+        assert outcomes[:3] == [3, 4, 5]
+        for refused in outcomes[3:]:
+            assert isinstance(refused, ObjectOverloaded)
+            assert (refused.retryable, refused.retry_after_s, refused.object_key) == (True, 1.0, str(desk.id))
+        assert await desk.add("again") == 6
+
+    async def test_what_is_too_large_is_refused_at_once(self, busy: tuple[Lab, Stub[Desk]], gate: Path) -> None:
+        _, desk = busy
+        outcomes = [asyncio.ensure_future(desk.add("x" * 3_000)) for _ in range(2)]
+        await ticks()
+        assert [call.done() for call in outcomes] == [False, True]
+        gate.touch()
+        assert [type(outcome) for outcome in await outcomes_of(*outcomes)] == [int, ObjectOverloaded]
+
+    async def test_what_has_waited_for_too_long_is_not_run(self, busy: tuple[Lab, Stub[Desk]], gate: Path) -> None:
+        lab, desk = busy
+        old = asyncio.ensure_future(desk.add("old"))
+        await ticks()
+        lab.clock.advance(20)
+        young = asyncio.ensure_future(desk.add("young"))
+        await ticks()
+        lab.clock.advance(11)
+        gate.touch()
+        outcomes = await outcomes_of(old, young)
+        assert isinstance(outcomes[0], ObjectOverloaded)
+        assert await desk.lines() == ["long before", "long after", "young"]
+
+    async def test_an_alarm_is_not_too_old(self, busy: tuple[Lab, Stub[Desk]], gate: Path) -> None:
+        lab, desk = busy
+        await desk.alarm_between(lab.clock.now() + 10)
+        time = asyncio.ensure_future(lab.advance(10))
+        await ticks()
+        lab.clock.advance(31)  # too long for a call, and no time for the sweep
+        gate.touch()
+        await time
+        assert len(await desk.runs()) == 1
+
+    async def test_a_busy_object_refuses_and_its_neighbours_do_not(self, busy: tuple[Lab, Stub[Desk]]) -> None:
+        lab, desk = busy
+        waiting = [asyncio.ensure_future(desk.add(str(number))) for number in range(10)]
+        assert await lab.get(Desk, "acme", "other").add("x") == 1
+        assert isinstance((await outcomes_of(waiting[-1]))[0], ObjectOverloaded)
+        for call in waiting:
+            call.cancel()
+
+
+class Ticking:
+    """A clock that goes on by some milliseconds whenever it is looked at."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+        self._now = 0.0
+
+    def now(self) -> float:
+        return 1e9
+
+    def monotonic(self) -> float:
+        self._now += self.step_s
+        return self._now
+
+
+class TestNeighbours:
+    """How long may one object keep the others of its host waiting?"""
+
+    async def test_a_hot_object_delays_its_neighbours_by_a_slice_and_no_more(
+        self, data_dir: Path, settings: dict[str, Any]
+    ) -> None:
+        order: list[str] = []
+
+        def add(self: Desk, text: str) -> None:
+            order.append(self.id.name)
+
+        desk_class = desk_with(Desk.alarm, add=add)
+        limits = HostSettings(**settings, slice_ms=20.0)
+        # Each turn is taken for one of 5 ms.
+        backend = LocalBackend(data_dir, [desk_class], settings=limits, clock=Ticking(0.005))
+        try:
+            hot, neighbour = [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
+            await asyncio.gather(*[hot.add(str(number)) for number in range(100)], neighbour.add("x"))
+        finally:
+            backend.close()
+        assert len(order) == 101
+        assert order.index("neighbour") <= 20 / 5
+
+    async def test_a_call_that_came_later_waits_for_slices_and_not_for_the_whole_queue(
+        self, data_dir: Path, settings: dict[str, Any]
+    ) -> None:
+        order: list[str] = []
+
+        def add(self: Desk, text: str) -> None:
+            order.append(self.id.name)
+
+        desk_class = desk_with(Desk.alarm, add=add)
+        backend = LocalBackend(data_dir, [desk_class], settings=HostSettings(**settings), clock=Ticking(0.005))
+        try:
+            hot, neighbour = [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
+            queue = [asyncio.ensure_future(hot.add(str(number))) for number in range(200)]
+            while not order:
+                await asyncio.sleep(0)
+            await neighbour.add("x")
+            await asyncio.gather(*queue)
+        finally:
+            backend.close()
+        assert order.index("neighbour") < 40
+
+    async def test_a_turn_that_holds_the_loop_is_logged_with_its_object_and_method(
+        self, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def spin(self: Desk) -> int:
+            return sum(range(200_000))
+
+        async def spin_later(self: Desk) -> int:
+            await asyncio.sleep(0)
+            return sum(range(200_000))
+
+        desk_class = desk_with(lambda self, info: self.spin(), spin=interleaved(spin), spin_later=spin_later)
+        async with Lab([desk_class], settings=HostSettings(**settings, slow_turn_ms=0.5)) as lab:
+            desk = lab.get(desk_class, "acme", "d")
+            await desk.spin()
+            await desk.spin_later()
+            await desk.set_alarm_in(1)
+            await lab.advance(1)
+        for method in ("spin", "spin_later", "alarm"):
+            assert f"object=Desk/acme:d method={method} held the loop for" in caplog.text
+
+    @pytest.mark.parametrize("wait", ["add_around_gate", "wait_between"])
+    async def test_a_turn_that_waits_delays_no_other_object(self, lab: Lab, tmp_path: Path, wait: str) -> None:
+        waiting = asyncio.ensure_future(getattr(lab.get(Desk, "acme", "d"), wait)("x", tmp_path / "gate"))
+        await ticks()
+        assert await lab.get(Desk, "acme", "other").add("y") == 1
+        assert not waiting.done()
+        (tmp_path / "gate").touch()
+        assert await waiting == "x"
