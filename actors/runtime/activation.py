@@ -37,8 +37,6 @@ from actors.runtime.watch import Watch
 
 logger = logging.getLogger("mobula.objects")
 
-#: Raised to end a process, a generator or a task. Out of a method they end the turn, not the host with all its objects.
-_NOT_FOR_THE_HOST = (SystemExit, GeneratorExit, asyncio.CancelledError)
 _ACTIVATION = ACTIVATION.encode()
 _ALONE = MethodSpec(name="block_concurrency_while", function=lambda: None, is_async=True, repeat=Repeat.NEVER)
 
@@ -398,7 +396,9 @@ class Activation:
         watch.enter(self._mark + method.mark)
         try:
             value = method.function(instance, *args, **kwargs)
-        except _NOT_FOR_THE_HOST as error:
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # such as `SystemExit`: it ends the turn, not the host with all its objects
             raise failed(self._key, error) from error
         finally:
             watch.leave(self.id, method.name)
@@ -454,7 +454,9 @@ class Activation:
                 self._leave(turn, raised(self._key, error))
             else:
                 self._reset(reset, [turn], instance, context)
-        except _NOT_FOR_THE_HOST as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as of plain methods
             if isinstance(error, asyncio.CancelledError):
                 self._reset(ObjectReset(self._key, "the turn was cancelled"), [turn], instance, context)
             else:
@@ -517,7 +519,12 @@ class Activation:
         try:
             async with asyncio.timeout(timeout_s):
                 result = await self._in_steps(instance, _ALONE, callback(), lambda value: value, gate=False)
-        except Exception as error:  # of the author's callback
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised_error:  # of the author's callback; as of plain methods
+            if isinstance(raised_error, asyncio.CancelledError) and self.instance is not instance:
+                raise  # its host is stopping
+            error = raised_error if isinstance(raised_error, Exception) else failed(self._key, raised_error)
             reason = f"no end within {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
             lost = self._lost(instance.storage, error)
             reset = lost or ObjectReset(self._key, f"block_concurrency_while failed: {type(error).__name__}: {reason}")
@@ -529,7 +536,9 @@ class Activation:
                 if any(turn.is_alarm for turn in self.mailbox):
                     self._defer_alarm(meaning)
                 self._refuse_waiting(raised(self._key, meaning))
-            raise
+            if isinstance(raised_error, (Exception, asyncio.CancelledError)):
+                raise
+            raise error from raised_error
         if starting and self._services.quarantine.is_suspect(self.id):
             self._services.quarantine.activated(self.id)
         return result
@@ -567,7 +576,9 @@ class Activation:
                 self._leave(turn, raised(self._key, reset or error))
             if reset is not None:
                 self._reset(reset, [turn], instance, context)
-        except _NOT_FOR_THE_HOST as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as of plain methods
             ended = ObjectReset(self._key, f"its alarm was ended by {type(error).__name__}")
             self._reset(ended, [turn], instance, context)
             self._defer_alarm(ended)

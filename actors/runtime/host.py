@@ -21,7 +21,7 @@ from typing import Any
 from actors.runtime import sqlite
 from actors.runtime.activation import Activation, HostServices
 from actors.runtime.alarms import AlarmIndex, entry_of
-from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
+from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, failed, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
 from actors.runtime.gates import Gate
@@ -496,9 +496,15 @@ class ObjectHost:
             raise refusal
         try:
             return self._construct(activation)
-        except Exception as error:  # constructors and migrations are the author's code
-            self.quarantine.activation_failed(activation.id, error)
+        except KeyboardInterrupt:
             raise
+        except BaseException as error:  # constructors and migrations are the author's code
+            # One that would end the process ends the activation, not the host with all its objects.
+            failure = error if isinstance(error, Exception) else failed(str(activation.id), error)
+            self.quarantine.activation_failed(activation.id, failure)
+            if failure is error:
+                raise
+            raise failure from error
 
     def _construct(self, activation: Activation) -> DurableObject:
         object_id = activation.id
