@@ -37,8 +37,6 @@ from actors.runtime.watch import Watch
 
 logger = logging.getLogger("mobula.objects")
 
-#: Raised to end a process, a generator or a task. Out of a method they end the turn, not the host with all its objects.
-_NOT_FOR_THE_HOST = (SystemExit, GeneratorExit, asyncio.CancelledError)
 _ACTIVATION = ACTIVATION.encode()
 _ALONE = MethodSpec(name="block_concurrency_while", function=lambda: None, is_async=True, repeat=Repeat.NEVER)
 
@@ -246,8 +244,6 @@ class Activation:
         except DurableError as error:
             self._reset(error, held, self.instance)
             return
-        if storage.deleted:
-            self.instance = None
         self._hibernate_always()
         for turn in held:
             assert turn.held is not None
@@ -283,6 +279,8 @@ class Activation:
         instance = spec.durable_class(context)
         if not spec.starts_async:
             instance.start()
+        if storage.delete_requested:
+            raise RuntimeError("an object can't delete itself while it starts; an alarm or a method may")
         if storage.rows_changed == before:
             storage.end_unchanged()
         else:
@@ -398,7 +396,9 @@ class Activation:
         watch.enter(self._mark + method.mark)
         try:
             value = method.function(instance, *args, **kwargs)
-        except _NOT_FOR_THE_HOST as error:
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # such as `SystemExit`: it ends the turn, not the host with all its objects
             raise failed(self._key, error) from error
         finally:
             watch.leave(self.id, method.name)
@@ -435,8 +435,6 @@ class Activation:
         await run(instance, turn, context)
         context.ended = True
         self._survived(turn.method)
-        if self.instance is instance and instance.storage.deleted:
-            self.instance = None
         self._running.pop(turn, None)
         if self._exclusive is turn:
             self._exclusive = None
@@ -454,7 +452,9 @@ class Activation:
                 self._leave(turn, raised(self._key, error))
             else:
                 self._reset(reset, [turn], instance, context)
-        except _NOT_FOR_THE_HOST as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as of plain methods
             if isinstance(error, asyncio.CancelledError):
                 self._reset(ObjectReset(self._key, "the turn was cancelled"), [turn], instance, context)
             else:
@@ -509,19 +509,28 @@ class Activation:
         instance = self.instance
         if instance is None:
             return None  # its activation failed
-        timeout_s = self._services.block_timeout_s
-        context = current_turn.get()
-        if starting or context is None:
-            clock = self._services.clock
-            current_turn.set(TurnContext((self._key,), clock.monotonic() + timeout_s, clock, self.output))
+        timeout_s, clock = self._services.block_timeout_s, self._services.clock
+        chain: tuple[str, ...] = (self._key,)
+        left_s = timeout_s
+        turn = current_turn.get()
+        if not starting and turn is not None and turn.may_await and not turn.ended:
+            chain, left_s = (*turn.chain, self._key), min(timeout_s, turn.left_s)
+        # Its own: whoever called it may be interleaved, and one that it calls may not call the object back.
+        context = TurnContext(chain, clock.monotonic() + left_s, clock, self.output)
+        current_turn.set(context)
         try:
             async with asyncio.timeout(timeout_s):
                 result = await self._in_steps(instance, _ALONE, callback(), lambda value: value, gate=False)
-        except Exception as error:  # of the author's callback
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised_error:  # of the author's callback; as of plain methods
+            if isinstance(raised_error, asyncio.CancelledError) and self.instance is not instance:
+                raise  # its host is stopping
+            error = raised_error if isinstance(raised_error, Exception) else failed(self._key, raised_error)
             reason = f"no end within {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
             lost = self._lost(instance.storage, error)
             reset = lost or ObjectReset(self._key, f"block_concurrency_while failed: {type(error).__name__}: {reason}")
-            self._reset(reset, [], instance)
+            self._reset(reset, [], instance, context)
             if starting:
                 self._services.quarantine.activation_failed(self.id, error)
                 # Each of them would start it again, and wait for it again.
@@ -529,7 +538,11 @@ class Activation:
                 if any(turn.is_alarm for turn in self.mailbox):
                     self._defer_alarm(meaning)
                 self._refuse_waiting(raised(self._key, meaning))
-            raise
+            if isinstance(raised_error, (Exception, asyncio.CancelledError)):
+                raise
+            raise error from raised_error
+        finally:
+            context.ended = True
         if starting and self._services.quarantine.is_suspect(self.id):
             self._services.quarantine.activated(self.id)
         return result
@@ -567,7 +580,9 @@ class Activation:
                 self._leave(turn, raised(self._key, reset or error))
             if reset is not None:
                 self._reset(reset, [turn], instance, context)
-        except _NOT_FOR_THE_HOST as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as of plain methods
             ended = ObjectReset(self._key, f"its alarm was ended by {type(error).__name__}")
             self._reset(ended, [turn], instance, context)
             self._defer_alarm(ended)
@@ -579,6 +594,8 @@ class Activation:
     def _retry_alarm(self, storage: Storage, before: Any, error: Exception) -> DurableError | None:
         """Puts the alarm off, or gives it up. Returns what to reset the object with if that was not possible."""
         services = self._services
+        if storage.deleted:
+            return None  # and its alarm with it
         try:
             storage.begin()
             if before is not None and storage.alarm.row == before:  # else the handler set another, or deleted it
@@ -632,8 +649,12 @@ class Activation:
             raise storage.explain(error, "set the alarm") from error
         self._services.commit(self.id, storage)
         alarm.changed = False
-        if storage.deleted and self._services.quarantine.is_suspect(self.id):
-            self._services.quarantine.release(self.id)
+        if storage.deleted:
+            if self.instance is not None and self.instance.storage is storage:
+                # Also where the turn goes on: those that run beside it are to meet the object that comes after.
+                self.instance = None
+            if self._services.quarantine.is_suspect(self.id):
+                self._services.quarantine.release(self.id)
         if alarms.differs(key_of(self.id), at):
             try:
                 alarms.set(self.id, at)

@@ -114,6 +114,10 @@ class StoredAlarm:
         self._run(_RETRY, at)
         self._known, self.changed, self.in_flight = False, True, False
 
+    def is_gone(self) -> None:
+        """The object was deleted, and its alarm with it."""
+        self._row, self._known, self.changed, self.in_flight = None, True, False, False
+
     def forget(self) -> None:
         """Something was rolled back: what is known may be wrong."""
         self._known = False

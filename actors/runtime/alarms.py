@@ -23,6 +23,9 @@ from actors.runtime.object_id import ObjectId
 #: class name, stem
 Key: TypeAlias = tuple[str, str]
 
+#: Old entries that a heap may hold whatever its size.
+_OLD_MAX = 64
+
 _ENTRY = re.compile(r"(.+)\.a(\d{1,13})")
 
 
@@ -100,9 +103,9 @@ class AlarmIndex:
                 self._sync(path.parent)
                 self._at_ms[key] = at_ms
             self._push(key, _ms_not_before(at))
+        self._changed()
         if known_ms is not None and known_ms != at_ms:
             self._path(object_id, known_ms).unlink(missing_ok=True)
-        self._changed()
 
     def load(self, entries: Iterable[Path]) -> None:
         """Takes in what is on disk: files of this host's objects, in folders `<class>/<slot>`."""
@@ -163,6 +166,10 @@ class AlarmIndex:
         if self._fire_ms.get(key) != fire_ms:
             self._fire_ms[key] = fire_ms
             heapq.heappush(self._heap, (fire_ms, key))
+            if len(self._heap) > 2 * len(self._fire_ms) + _OLD_MAX:
+                # Alarms that are put off again and again, as those of sessions are, would fill it until their time.
+                self._heap = [(when, key) for key, when in self._fire_ms.items()]
+                heapq.heapify(self._heap)
 
     def _path(self, object_id: ObjectId, at_ms: int) -> Path:
         return object_id.path(self._objects_dir, self._slots).with_name(f"{object_id.stem}.a{at_ms}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import secrets
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from typing import Any
 from actors.runtime import sqlite
 from actors.runtime.activation import Activation, HostServices
 from actors.runtime.alarms import AlarmIndex, entry_of
-from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
+from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, failed, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
 from actors.runtime.gates import Gate
@@ -44,6 +45,8 @@ TICKET_KEPT_S = 120.0
 ALARMS_SWEPT_EVERY_S = 60.0
 #: Alarms fired before the loop turns to what else has come.
 _ALARMS_AT_ONCE = 32
+#: How long the others wait while as many as may be are under way.
+_ALARMS_PAUSE_S = 0.1
 #: Where the object could not be given its alarm: the host is full, or the disk fails.
 _ALARM_AGAIN_AFTER_S = 1.0
 _NO_METHOD = MethodSpec(name="", function=lambda: None, is_async=False, repeat=Repeat.NEVER)
@@ -140,23 +143,31 @@ class ObjectHost:
         self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
         self._ids: dict[tuple[str, str, str], ObjectId] = {}
         self._tickets: dict[str, tuple[Turn, float]] = {}
-        self._retired = False
+        self._retired = self._loaded = False
+        #: Alarms that were fired and are not over.
+        self._fired: list[Turn] = []
         self._sweeping: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
         self._ringing: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
         self._alarms_swept_s = self._started_s = self._clock.monotonic()
 
     def load(self) -> None:
-        """Finds what earlier hosts left of alarms and troubles. To be called once the host owns its slots."""
-        if self._watch.mark is not None:
+        """Finds what earlier hosts left of alarms and troubles. To be called once the host owns its slots.
+
+        Raises:
+            OSError: the disk fails. To be called again, before anything runs.
+        """
+        if self._loaded:
             return
         found = list(files_in(self._objects_dir, self._classes, self._slots))
         self.quarantine.load(found, self._owns)
-        self._watch.mark = mark = RunningMark(self._mark_path)
-        ran = mark.read()
-        if ran is not None and self._owns(ran[0]):
-            self.quarantine.crashed(*ran)
-        mark.clear()
+        if self._watch.mark is None:
+            self._watch.mark = mark = RunningMark(self._mark_path)
+            ran = mark.read()
+            if ran is not None and self._owns(ran[0]):
+                self.quarantine.crashed(*ran)
+            mark.clear()
         self.alarms.load(path for path in found if self._is_mine(path))
+        self._loaded = True
 
     def begin(self) -> None:
         """Has the running loop fire alarms and let objects hibernate from now on."""
@@ -227,9 +238,17 @@ class ObjectHost:
         if self._clock.monotonic() - self._alarms_swept_s >= ALARMS_SWEPT_EVERY_S:
             self._alarms_swept_s = self._clock.monotonic()
             self.alarms.rearm()
-        due = self.alarms.take_due(now, _ALARMS_AT_ONCE)
+        due = self.alarms.take_due(now, min(_ALARMS_AT_ONCE, self._alarms_room))
         # One in quarantine is looked at again with the next sweep.
-        return [self.fire_alarm(object_id) for object_id in due if self.quarantine.refusal(object_id) is None]
+        fired = [self.fire_alarm(object_id) for object_id in due if self.quarantine.refusal(object_id) is None]
+        self._fired += [turn for turn in fired if turn.reply is None]
+        return fired
+
+    @property
+    def _alarms_room(self) -> int:
+        """How many more may be under way: however many are due, half of the objects are there for calls."""
+        self._fired = [turn for turn in self._fired if turn.reply is None]
+        return max(1, self._settings.resident_objects_max // 2) - len(self._fired)
 
     def release(self, object_id: ObjectId) -> bool:
         """Ends the quarantine of an object. Says whether it was in one."""
@@ -285,14 +304,17 @@ class ObjectHost:
             next_at = self.alarms.next_at
             # Not for long at once: the wall clock may be set.
             wait_s = ALARMS_SWEPT_EVERY_S if next_at is None else next_at - self._clock.now()
-            timer = loop.call_later(max(0.0, min(wait_s, ALARMS_SWEPT_EVERY_S)), self._ring)
+            least_s = 0.0 if self._alarms_room > 0 else _ALARMS_PAUSE_S
+            timer = loop.call_later(max(least_s, min(wait_s, ALARMS_SWEPT_EVERY_S)), self._ring)
             self._ringing = (loop, timer)
 
     def _ring(self) -> None:
         self._ringing = None
         if not self._retired:
-            self.fire_due()
-            self._ring_later()
+            try:
+                self.fire_due()
+            finally:  # whatever one object does, the others have alarms too
+                self._ring_later()
 
     def _is_mine(self, path: Path) -> bool:
         entry = entry_of(path.name)
@@ -318,6 +340,10 @@ class ObjectHost:
 
     def sweep(self) -> int:
         """Lets the objects that were idle for long enough hibernate. Returns how many did."""
+        return self._sweep(math.inf)
+
+    def _sweep(self, slice_s: float) -> int:
+        """The same, for so long; those that are still there then may go with the next."""
         now_s = self._clock.monotonic()
         idle_since = now_s - self._settings.idle_after_s
         leaving = [
@@ -325,26 +351,34 @@ class ObjectHost:
             for activation in self._activations.values()
             if activation.idle and activation.last_used_s <= idle_since
         ]
+        left = 0
         for activation in leaving:
             self._evict(activation)
+            left += 1
+            if self._clock.monotonic() - now_s >= slice_s:
+                break
         uncollected = [ticket for ticket, (_, since) in self._tickets.items() if now_s - since > TICKET_KEPT_S]
         for ticket in uncollected:
             if self._tickets[ticket][0].reply is not None:
                 del self._tickets[ticket]
-        return len(leaving)
+        return left
 
-    def _sweep_later(self) -> None:
+    def _sweep_later(self, wait_s: float | None = None) -> None:
         """Has the loop that runs turns sweep as well, for as long as there is something to sweep."""
         loop = asyncio.get_running_loop()
         if self._sweeping is None or self._sweeping[0] is not loop:
-            timer = loop.call_later(min(1.0, self._settings.idle_after_s / 2), self._sweep_again)
-            self._sweeping = (loop, timer)
+            pause_s = min(1.0, self._settings.idle_after_s / 2) if wait_s is None else wait_s
+            self._sweeping = (loop, loop.call_later(pause_s, self._sweep_again))
 
     def _sweep_again(self) -> None:
         self._sweeping = None
-        self.sweep()
-        if self._activations or self._tickets:
-            self._sweep_later()
+        left = 0
+        try:
+            # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
+            left = self._sweep(self._services.slice_s)
+        finally:
+            if self._activations or self._tickets:
+                self._sweep_later(0.0 if left else None)
 
     def evict(self, object_id: ObjectId) -> bool:
         """Lets one object hibernate now. False if it has turns running or waiting."""
@@ -376,6 +410,8 @@ class ObjectHost:
                         await activation.held.wait()
                 except TimeoutError:
                     raise ObjectOverloaded(str(object_id), f"a turn ran longer than {wait_s:g} s", 1.0) from None
+                if self._retired:
+                    raise HostRetired
             yield activation
         finally:
             activation.held = None
@@ -496,9 +532,15 @@ class ObjectHost:
             raise refusal
         try:
             return self._construct(activation)
-        except Exception as error:  # constructors and migrations are the author's code
-            self.quarantine.activation_failed(activation.id, error)
+        except KeyboardInterrupt:
             raise
+        except BaseException as error:  # constructors and migrations are the author's code
+            # One that would end the process ends the activation, not the host with all its objects.
+            failure = error if isinstance(error, Exception) else failed(str(activation.id), error)
+            self.quarantine.activation_failed(activation.id, failure)
+            if failure is error:
+                raise
+            raise failure from error
 
     def _construct(self, activation: Activation) -> DurableObject:
         object_id = activation.id

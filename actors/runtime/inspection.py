@@ -218,10 +218,11 @@ class Inspector:
             ObjectNotFound
         """
         async with self._held(object_id) as activation:
-            activation.close()
-            self._files.remove(object_id)
-            self._host.release(object_id)
-            self._host.alarms.set(object_id, None)
+            with _storage_errors(object_id, "delete"):
+                activation.close()
+                self._files.remove(object_id)
+                self._host.release(object_id)
+                self._host.alarms.set(object_id, None)
 
     # -- out and in
 

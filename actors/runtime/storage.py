@@ -150,7 +150,7 @@ class Storage:
     @property
     def rows_changed(self) -> int:
         """Rows written since the file was opened, those rolled back included."""
-        return int(self._connection.total_changes)
+        return 0 if self.deleted else int(self._connection.total_changes)
 
     @property
     def in_transaction(self) -> bool:
@@ -214,6 +214,7 @@ class Storage:
                 self._connection.close()
                 sqlite.remove(self._path)
                 self.delete_requested, self.deleted = False, True
+                self.alarm.is_gone()
             elif not self.deleted:
                 self._connection.run_own("COMMIT")
                 # Asked now: whoever closes the connection takes the log away.
@@ -255,6 +256,8 @@ class Storage:
         """The error to reset the object with, or None where only the statement failed."""
         lost = self._connection.lost
         error = lost or error
+        if self.deleted and isinstance(error, sqlite.Error):
+            return ObjectReset(self._object_key, "it was deleted while the turn was under way")
         if sqlite.is_full(error) or sqlite.critical(error):
             return self.explain(error, operation)
         return ObjectReset(self._object_key, f"its transaction was ended by: {lost}") if lost else None

@@ -139,7 +139,7 @@ class Transfers:
             raise
 
     def arrive(self, ticket: str) -> Path:
-        """The file that came in, synced. It is there until `end`, however long that takes.
+        """The file that came in, not synced. It is there until `end`, however long that takes.
 
         Raises:
             ObjectReset: the journey is over.
@@ -147,7 +147,6 @@ class Transfers:
         journey = self._journey(ticket)
         assert journey.path is not None
         journey.used_s = math.inf
-        os.fsync(journey.descriptor)
         return journey.path
 
     def object_of(self, ticket: str) -> ObjectId:
