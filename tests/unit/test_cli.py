@@ -222,7 +222,6 @@ def test_a_sweep_that_failed_for_an_object_says_for_which_and_why(terminal: Term
         (["describe", "Notebook/acme:none"], "Notebook/acme:none does not exist"),
         (["describe", "Nobody/acme:one"], "does not exist"),
         (["query", "Notebook/acme:one", "DELETE FROM line"], "may not do more than SELECT"),
-        (["query", "Notebook/acme:one", "SELEC"], "syntax error"),
         (["import", "Notebook/acme:new", "/nowhere/file"], "No such file"),
     ],
 )
@@ -237,6 +236,7 @@ def test_what_can_not_be_done_is_said_in_one_line(terminal: Terminal, argv: list
         (["describe", "Notebook/one"], "must be tenant:name"),
         (["list", "Nobody"], "no such durable class"),
         (["list", "--limit", "0"], "limit"),
+        (["query", "Notebook/acme:one", "SELEC"], "syntax error"),
     ],
 )
 def test_what_was_asked_wrong_is_said_in_one_line_too(terminal: Terminal, argv: list[str], said: str) -> None:
