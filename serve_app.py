@@ -49,6 +49,7 @@ def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig], history:
             slots=config.objects.slots,
             idle_after_s=config.objects.idle_after_s,
             resident_objects_max=config.objects.resident_objects_max,
+            slow_turn_ms=config.objects.slow_turn_ms,
         ),
         hosts=config.objects.hosts,
         dedicated=frozenset(dedicated),

@@ -62,6 +62,7 @@ class ObjectsConfig(Config):
     idle_after_s: float = Field(default=10.0, gt=0, le=86_400)
     resident_objects_max: int = Field(default=1000, ge=1, le=100_000)
     dedicated_max: int = Field(default=16, ge=0, le=10_000)
+    slow_turn_ms: float = Field(default=100.0, gt=0, le=60_000)
     host_resource: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")
 
     @field_validator("hosts")

@@ -19,7 +19,7 @@ from actors.cli.arguments import DEFAULT_ADDRESS, DEFAULT_APP, parser
 from actors.cli.output import JsonOutput, Output, TableOutput, printable
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import connect
-from actors.runtime.errors import DurableError
+from actors.runtime.errors import DurableError, InvalidArgument, SlotOwned
 from actors.runtime.host import HostSettings
 from actors.runtime.object import DurableObject
 from actors.runtime.object_id import ObjectId
@@ -32,6 +32,10 @@ class CommandError(Exception):
     """A command can't be carried out; the text is for the person who typed it."""
 
 
+class AskedWrong(CommandError):
+    """What was typed makes no command."""
+
+
 def main(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
     """Carries out one command line. Returns the exit code."""
     asked = parser().parse_args(argv)
@@ -40,9 +44,8 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr
         with _objects(asked) as objects:
             return asyncio.run(Commands(Operator(objects), output).run(asked))
     except (CommandError, DurableError, OSError) as error:  # a ConnectionError of Ray's, too
-        first_line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        err.write(f"python -m actors: {printable(first_line)}\n")
-        return 1
+        err.write(f"python -m actors: {printable(_told(error))}\n")
+        return 2 if isinstance(error, (AskedWrong, InvalidArgument)) else 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -149,6 +152,14 @@ class Commands:
         return 1 if failures else 0
 
 
+def _told(error: Exception) -> str:
+    """One line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    told = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"{told}: leave out --data-dir while the service runs" if isinstance(error, SlotOwned) else told
+
+
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
     """A file that was not there, and that is not there if the block fails: half of a database looks like one."""
@@ -163,7 +174,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 def _object_id(text: str) -> ObjectId:
     class_name, separator, key = text.partition("/")
     if not separator:
-        raise CommandError(f"{text!r} is no object: write CLASS/TENANT:NAME")
+        raise AskedWrong(f"{text!r} is no object: write CLASS/TENANT:NAME")
     return ObjectId.from_key(class_name, key)
 
 
@@ -173,7 +184,7 @@ def _objects(asked: argparse.Namespace) -> Iterator[Inspectable]:
     data_dir: Path | None = getattr(asked, "data_dir", None)
     if data_dir is None:
         if hasattr(asked, "app"):
-            raise CommandError("--app goes with --data-dir: a cluster knows its classes")
+            raise AskedWrong("--app goes with --data-dir: a cluster knows its classes")
         yield connect(getattr(asked, "address", DEFAULT_ADDRESS))
         return
     slots = recorded_slots(data_dir)

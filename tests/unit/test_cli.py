@@ -47,10 +47,10 @@ class Terminal:
         assert (found, err) == (code, "")
         return [json.loads(line) for line in out.splitlines()]
 
-    def fails(self, *argv: str) -> str:
+    def fails(self, *argv: str, code: int = 1) -> str:
         """The one line that a command fails with."""
-        code, out, err = self.type(*argv)
-        assert (code, out) == (1, "")
+        found, out, err = self.type(*argv)
+        assert (found, out) == (code, "")
         (line,) = err.splitlines()
         assert line.startswith("python -m actors: ")
         return line.removeprefix("python -m actors: ")
@@ -221,17 +221,26 @@ def test_a_sweep_that_failed_for_an_object_says_for_which_and_why(terminal: Term
     [
         (["describe", "Notebook/acme:none"], "Notebook/acme:none does not exist"),
         (["describe", "Nobody/acme:one"], "does not exist"),
-        (["describe", "one"], "write CLASS/TENANT:NAME"),
-        (["describe", "Notebook/one"], "must be tenant:name"),
-        (["list", "Nobody"], "no such durable class"),
-        (["list", "--limit", "0"], "limit"),
         (["query", "Notebook/acme:one", "DELETE FROM line"], "may not do more than SELECT"),
-        (["query", "Notebook/acme:one", "SELEC"], "syntax error"),
         (["import", "Notebook/acme:new", "/nowhere/file"], "No such file"),
     ],
 )
 def test_what_can_not_be_done_is_said_in_one_line(terminal: Terminal, argv: list[str], said: str) -> None:
     assert said in terminal.fails(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["describe", "one"], "write CLASS/TENANT:NAME"),
+        (["describe", "Notebook/one"], "must be tenant:name"),
+        (["list", "Nobody"], "no such durable class"),
+        (["list", "--limit", "0"], "limit"),
+        (["query", "Notebook/acme:one", "SELEC"], "syntax error"),
+    ],
+)
+def test_what_was_asked_wrong_is_said_in_one_line_too(terminal: Terminal, argv: list[str], said: str) -> None:
+    assert said in terminal.fails(*argv, code=2)
 
 
 @pytest.mark.parametrize("argv", [["list", "--app", "nowhere:CLASSES"], ["list", "--app", "json"]])
@@ -246,7 +255,9 @@ def test_classes_that_are_not_there_are_said_in_one_line(terminal: Terminal, arg
 def test_a_directory_that_is_in_use_or_none_is_left_alone(terminal: Terminal, tmp_path: Path) -> None:
     backend = LocalBackend(terminal.data_dir, CLASSES, settings=HostSettings(slots=SLOTS))
     with contextlib.closing(backend):
-        assert "is owned by" in terminal.fails("list")
+        said = terminal.fails("list")
+    assert "is owned by" in said
+    assert "leave out --data-dir" in said
     nothing = Terminal(tmp_path / "nothing")
     assert "is no data directory" in nothing.fails("list")
     assert not nothing.data_dir.exists()
@@ -254,7 +265,7 @@ def test_a_directory_that_is_in_use_or_none_is_left_alone(terminal: Terminal, tm
 
 def test_app_is_for_a_data_directory_only() -> None:
     err = io.StringIO()
-    assert main(["list", "--app", APP], io.StringIO(), err) == 1
+    assert main(["list", "--app", APP], io.StringIO(), err) == 2
     assert "--app goes with --data-dir" in err.getvalue()
 
 

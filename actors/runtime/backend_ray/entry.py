@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import RayTaskError
 
 from actors.runtime.backend_ray.backend import RayBackend
@@ -61,11 +62,13 @@ def _allow_loopback(address: str) -> None:
     """Lets this process join a cluster that listens on 127.0.0.1 alone, as `make run` starts it.
 
     Ray replaces 127.0.0.1 by the machine's outward address, where such a cluster does not listen, unless told that the
-    cluster is of a kind that lives on loopback. It reads the variable once, on import, which has happened here.
+    cluster is of a kind that lives on loopback. It reads the variable once, on import, which has happened here. It also
+    sends its user's token only where the cluster was found and not named.
     """
     addresses = services.find_gcs_addresses() if address == "auto" else {address}
     addresses = {os.environ.get("RAY_ADDRESS") or found for found in addresses}
     if any(found.startswith("127.0.0.1:") for found in addresses):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, which it does not always apply
+        logging.getLogger("ray").setLevel(logging.ERROR)  # as `ray.init` is told, later; this says what it does
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
