@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors.runtime import AlarmInfo, InvalidArgument, ObjectOverloaded, ObjectReset, StorageFull
+from actors.runtime import AlarmInfo, InvalidArgument, ObjectOverloaded, ObjectReset
 from actors.runtime.alarms import entry_of
 from actors.runtime.host import ALARMS_SWEPT_EVERY_S, HostSettings
 from actors.runtime.namespace import Stub
@@ -687,7 +687,7 @@ class TestCrashes:
 
         with monkeypatch.context() as patch:
             patch.setattr(lab._running.host.alarms, "set", refuse)
-            with pytest.raises(StorageFull, match="set the alarm"):
+            with pytest.raises(ObjectReset, match="set the alarm failed"):
                 await desk.append_and_set_alarm("lost", at - 50)
             # Nothing is lost by an entry that comes too soon, though.
             assert await desk.append_and_set_alarm("kept, too", at + 50) == 2
