@@ -1,20 +1,22 @@
 """Is a database that came from outside an object of this class, and whole?
 
-It is looked through before it counts: that SQLite finds no fault in it, that it has the runtime's tables and the
-class's migrations and no other's, and none that this code does not know. Then it is brought up to date, as any file is
-when its object wakes. Until all of that is done it is a file beside the objects, and no object's.
+It is looked through before it counts: that SQLite finds no fault in it, that it has the runtime's tables as they are
+made here and the class's migrations and no other's, and none that this code does not know. Views and triggers are code:
+they would run in the host, for as long as they like, and only those that the class's migrations make are let in. Then
+it is brought up to date, as any file is when its object wakes. Until all of that is done it is a file beside the
+objects, and no object's.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from actors.runtime import key_values, sqlite
-from actors.runtime.alarm import StoredAlarm
-from actors.runtime.authorizer import RESERVED_PREFIX
+from actors.runtime.alarm import AT_MAX_S, StoredAlarm
 from actors.runtime.connection import ObjectConnection
 from actors.runtime.errors import InvalidArgument, ObjectReset
 from actors.runtime.schema import REQUESTS_TABLE, Schema
@@ -52,7 +54,9 @@ def make_ready(
         connection.guard(object_key)
         with _refusing():
             schema.bring_up_to_date(object_key, connection)
-            alarm_at = StoredAlarm(connection.run_own).at
+            if changed := schema.own_differences(connection):
+                raise InvalidArgument(_FIELD, changed[0], "has changed tables of the runtime's")
+            alarm_at = _alarm_at(connection)
             # What an export is not, so that it is one file that any SQLite opens.
             connection.run_own("PRAGMA journal_mode = WAL")
     finally:
@@ -80,14 +84,23 @@ def _require_class(connection: ObjectConnection, schema: Schema) -> None:
     tables = {name for (name,) in connection.run_own("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if not {REQUESTS_TABLE, key_values.TABLE} <= tables:
         raise InvalidArgument(_FIELD, "another", "was not made by a durable object")
+    # First: whatever is read may be a view.
+    if programs := schema.foreign_programs(connection):
+        raise InvalidArgument(_FIELD, programs[0], "has a view or a trigger that its class does not make")
     if others := schema.other_sets(connection):
         raise InvalidArgument(_FIELD, others[0], "is of another class: it has other migrations")
     if schema.names and not schema.applied(connection):
         raise InvalidArgument(_FIELD, "none", "is of another class: it has none of its migrations")
-    # The runtime's statements may do anything, and a trigger is run as part of one.
-    for name, table in connection.run_own("SELECT name, tbl_name FROM sqlite_schema WHERE type = 'trigger'"):
-        if str(table).lower().startswith(RESERVED_PREFIX):
-            raise InvalidArgument(_FIELD, name, "has a trigger on a table of the runtime's")
+
+
+def _alarm_at(connection: ObjectConnection) -> float | None:
+    try:
+        at = StoredAlarm(connection.run_own).at
+    except (ValueError, OverflowError):  # SQLite keeps any value in a column of any type
+        at = math.nan
+    if at is not None and not 0 <= at <= AT_MAX_S:
+        raise InvalidArgument(_FIELD, "its alarm", "has an alarm at no time")
+    return at
 
 
 @contextmanager

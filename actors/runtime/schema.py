@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
@@ -46,6 +47,15 @@ class Schema:
         connection.guard("a new object")
         with _transaction(connection):
             self._apply(connection)
+        self._programs, self._own = _programs(connection), _own(connection)
+
+    def foreign_programs(self, connection: ObjectConnection) -> list[str]:
+        """Names of the views and triggers of a database that are not as this code makes them."""
+        return sorted(row[1] for row in _programs(connection) - self._programs)
+
+    def own_differences(self, connection: ObjectConnection) -> list[str]:
+        """Names of the runtime's tables of an up-to-date database that are not as this code makes them."""
+        return sorted({row[1] for row in _own(connection) ^ self._own})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,6 +110,19 @@ class Schema:
             return []  # the class had no migrations when the file was made
         query = f"SELECT name FROM {table} WHERE migration_set = ? ORDER BY id"  # noqa: S608  a constant
         return [name for (name,) in connection.run_own(query, migration_set)]
+
+
+_Row: TypeAlias = tuple[str, str, str, str | None]
+_SELECT = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+
+
+def _programs(connection: ObjectConnection) -> frozenset[_Row]:
+    return frozenset(connection.run_own(f"{_SELECT} WHERE type IN ('view', 'trigger')"))
+
+
+def _own(connection: ObjectConnection) -> frozenset[_Row]:
+    like = f"lower(substr(%s, 1, {len(RESERVED_PREFIX)})) = '{RESERVED_PREFIX}'"
+    return frozenset(connection.run_own(f"{_SELECT} WHERE {like % 'name'} OR {like % 'tbl_name'}"))
 
 
 @contextmanager

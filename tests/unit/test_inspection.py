@@ -731,6 +731,8 @@ async def test_what_is_no_whole_object_of_the_class_is_not_imported(
     torn = bytearray(good)
     for page in range(4096, len(good), 4096):
         torn[page : page + 100] = b"\xff" * 100
+    endless = "WITH RECURSIVE t (x) AS (SELECT 1 UNION ALL SELECT x FROM t) SELECT x AS text, x AS number FROM t"
+    endless_trigger = f"CREATE TRIGGER t AFTER INSERT ON line BEGIN DELETE FROM line WHERE number IN (SELECT max(number) FROM line); END"
     runs = "CREATE TRIGGER t AFTER INSERT ON _mobula_requests BEGIN DELETE FROM line; END"
     cases = {
         "is no SQLite database": [b"", b"scrap" * 1000, good[16:]],
@@ -740,7 +742,22 @@ async def test_what_is_no_whole_object_of_the_class_is_not_imported(
             changed(tmp_path, good, "DROP TABLE _mobula_kv"),
         ],
         "other migrations": [changed(tmp_path, good, ANOTHERS)],
-        "trigger": [changed(tmp_path, good, runs)],
+        "trigger": [
+            changed(tmp_path, good, runs),
+            changed(tmp_path, good, endless_trigger),
+            changed(tmp_path, good, "DROP TABLE line", f"CREATE VIEW line AS {endless}"),
+            changed(tmp_path, good, "DROP TABLE _sqlite_migrations", f"CREATE VIEW _sqlite_migrations AS {endless}"),
+            changed(tmp_path, good, "DROP TABLE _mobula_alarm", f"CREATE VIEW _mobula_alarm AS {endless}"),
+        ],
+        "changed tables of the runtime": [
+            changed(tmp_path, good, "ALTER TABLE _mobula_kv ADD COLUMN more"),
+            changed(tmp_path, good, "CREATE TABLE _MOBULA_more (x)"),
+            changed(tmp_path, good, "DROP TABLE _mobula_alarm"),
+        ],
+        "alarm at no time": [
+            changed(tmp_path, good, f"INSERT INTO _mobula_alarm VALUES (1, {at}, 1, {retries})")
+            for at, retries in [("'soon'", 0), ("9e999", 0), ("1e300", 0), (-1, 0), (1, "'many'")]
+        ],
         "pages of 4096": [changed(tmp_path, good, "PRAGMA page_size = 8192", "VACUUM")],
         "damaged|refused by SQLite": [bytes(torn), good[: len(good) // 2]],
     }
