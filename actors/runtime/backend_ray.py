@@ -27,7 +27,7 @@ import ray
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors.runtime import class_history, host
 from actors.runtime.alarms import entry_of
@@ -207,9 +207,10 @@ def _call_after_start(method: str) -> None:
     def call() -> None:
         for _ in range(_SELF_CALLS_MAX):
             try:
-                ray.get(getattr(me, method).remote(), timeout=_SELF_CALL_TIMEOUT_S)
+                # Not `ray.get`, which takes this thread for the event loop's and logs a warning.
+                getattr(me, method).remote().future().result(timeout=_SELF_CALL_TIMEOUT_S)
                 return
-            except (RayActorError, GetTimeoutError):
+            except (RayActorError, TimeoutError):
                 time.sleep(_SELF_CALL_PAUSE_S)
 
     threading.Thread(target=call, name=method, daemon=True).start()
