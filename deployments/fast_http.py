@@ -10,7 +10,7 @@ setting that keeps its own servers on loopback `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 is the default: without it, Ray replaces 127.0.0.1 by the machine's outward address, whatever `ray.init` is told. A
 client in another process needs the same setting, see `client_environment`.
 
-It starts nothing, and suits one node. A cluster of several sets the two `FAST_HTTP_FLAGS` alone.
+It starts nothing, and suits one node. A cluster of several sets the `FAST_HTTP_FLAGS` alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from types import MappingProxyType
 from typing import Final
 
 FAST_HTTP_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
-    {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Else a replica keeps what it logs, errors and what administrators did among it, until there are 1000 lines.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    }
 )
 
 # Serve's defaults, named because the shim has to find them in the file that Serve writes.

@@ -43,13 +43,41 @@ def structure(output: str) -> list[tuple[str, Any]]:
     return parts
 
 
+def commands_and_output(session: str) -> tuple[str, str]:
+    lines = session.splitlines()
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return "\n".join(commands), "\n".join(line for line in lines if not line.startswith("$ "))
+
+
+def table(output: str) -> list[str]:
+    """The lines with spaces and numbers as they were in any other table, and whether or not an object is asleep."""
+    lines = [re.sub(r"\d+", "0", " ".join(line.split())) for line in output.splitlines()]
+    return [re.sub("resident$", "asleep", line) for line in lines]
+
+
 def test_the_session_in_the_shell_goes_as_shown(service: Service) -> None:
-    (session,) = blocks("console")
-    commands = [line.removeprefix("$ ") for line in session.splitlines() if line.startswith("$ ")]
-    script = "\n".join(commands).replace("http://127.0.0.1:8000", service.url)
+    script, shown = commands_and_output(blocks("console")[0])
+    script = script.replace("http://127.0.0.1:8000", service.url)
     done = subprocess.run(["bash", "-eu", "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    shown = "\n".join(line for line in session.splitlines() if not line.startswith("$ "))
     assert structure(done.stdout) == structure(shown)
+
+
+def test_looking_inside_goes_as_shown_after_what_was_done_above(service: Service, tmp_path: Path) -> None:
+    environ = {**service.ray_environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", blocks("python")[0]], env=environ, timeout=120, check=True)
+    script, shown = commands_and_output(blocks("console")[1])
+    script = script.replace(".venv/bin/python", sys.executable)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script],
+        env=environ,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert table(done.stdout) == table(shown)
+    assert (tmp_path / "from-python.sqlite").stat().st_size > 0
 
 
 def test_every_python_block_runs(service: Service) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from configs.loading import load_service, load_tenants
 from configs.service import ServiceConfig
+from deployments.fast_http import FAST_HTTP_FLAGS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEFINITIONS = CONFIGS.parents[1] / "shared" / "kuberay"
@@ -278,7 +279,7 @@ def test_every_pod_runs_the_same_image_with_the_fast_http_path_and_no_privileges
     assert len({one["image"] for one in containers}) == 1
     for one in containers:
         environ = {variable["name"]: variable["value"] for variable in one["env"]}
-        assert environ["RAY_SERVE_ENABLE_HA_PROXY"] == environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+        assert FAST_HTTP_FLAGS.items() <= environ.items()
         assert environ["RAY_SERVE_DEFAULT_HTTP_HOST"] == "0.0.0.0"
         assert one["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     for group in groups.values():

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 
 NAMESPACE = "mobula"
 CONTROL_PREFIX = "control-"
@@ -36,9 +36,10 @@ def call_after_start(method: str) -> None:
     def call() -> None:
         for _ in range(_SELF_CALLS_MAX):
             try:
-                ray.get(getattr(me, method).remote(), timeout=_SELF_CALL_TIMEOUT_S)
+                # Not `ray.get`, which takes this thread for the event loop's and logs a warning.
+                getattr(me, method).remote().future().result(timeout=_SELF_CALL_TIMEOUT_S)
                 return
-            except (RayActorError, GetTimeoutError):
+            except (RayActorError, TimeoutError):
                 time.sleep(_SELF_CALL_PAUSE_S)
 
     threading.Thread(target=call, name=method, daemon=True).start()
