@@ -255,6 +255,13 @@ class DurableObjects(RuleBasedStateMachine):
         self.run(self.stub(name).plan(plan))
         self.model(name).plan = plan
 
+    @rule(name=ALARMED, plan=PLANS, when=WHENS, seconds=st.sampled_from([0.0, 31.0, 400.0]))
+    def have_it_ring(self, name: str, plan: str, when: float, seconds: float) -> None:
+        # Together, since they would seldom follow each other.
+        self.plan(name, plan)
+        self.set_alarm(name, when)
+        self.time_passes(seconds)
+
     @rule(name=ALARMED, when=WHENS)
     def set_alarm(self, name: str, when: float) -> None:
         self.run(self.stub(name).set_alarm(self.now + when))
