@@ -301,6 +301,14 @@ class Activation:
             return ObjectOverloaded(self._key, "the call waited until its deadline had passed", 1.0)
         return None
 
+    def refuse_late(self) -> None:
+        """Tells the calls that have waited for too long, also while the turn that they wait for does not end."""
+        now_s = self._services.clock.monotonic()
+        late = [(turn, refusal) for turn in self.mailbox if (refusal := self._too_late(turn, now_s)) is not None]
+        for turn, refusal in late:
+            self._take(turn)
+            self._leave(turn, raised(self._key, refusal))
+
     def _leave(self, turn: Turn, reply: Reply) -> None:
         """Replies, as soon as the output gate is open."""
         if self.output.is_open:

@@ -142,6 +142,8 @@ class ObjectHost:
         #: Least recently used first.
         self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
         self._ids: dict[tuple[str, str, str], ObjectId] = {}
+        #: As many objects as may be open were busy when a newcomer asked, and nothing has run since.
+        self._all_busy = False
         self._tickets: dict[str, tuple[Turn, float]] = {}
         self._retired = self._loaded = False
         #: Alarms that were fired and are not over.
@@ -339,11 +341,18 @@ class ObjectHost:
         return sum(activation.instance is not None for activation in self._activations.values())
 
     def sweep(self) -> int:
-        """Lets the objects that were idle for long enough hibernate. Returns how many did."""
+        """Lets the objects that were idle for long enough hibernate. Returns how many did.
+
+        Calls that have waited for too long are refused.
+        """
         return self._sweep(math.inf)
 
     def _sweep(self, slice_s: float) -> int:
         """The same, for so long; those that are still there then may go with the next."""
+        self._all_busy = False
+        for activation in self._activations.values():
+            if activation.mailbox:
+                activation.refuse_late()
         now_s = self._clock.monotonic()
         idle_since = now_s - self._settings.idle_after_s
         leaving = [
@@ -507,15 +516,20 @@ class ObjectHost:
         if ready:  # what waits in this very batch is not idle until it has run
             self._run(ready.values())
             ready.clear()
-        for activation in self._activations.values():
-            if activation.idle:
-                self._evict(activation)
-                return
+        # Not looked for with each of a thousand newcomers: to refuse one must cost less than to run it.
+        if not self._all_busy:
+            for activation in self._activations.values():
+                if activation.idle:
+                    self._evict(activation)
+                    return
+            self._all_busy = True
         raise ObjectOverloaded(str(object_id), f"all {len(self._activations)} objects of {self.name} are busy", 1.0)
 
     def _run(self, activations: Iterable[Activation]) -> None:
         """Runs what waits: first the turns of every object, then every object's commit, then the replies leave."""
         waiting = [activation for activation in activations if activation.may_begin()]
+        if waiting:
+            self._all_busy = False
         while waiting:
             ran = [(activation, activation.run_waiting()) for activation in waiting]
             for activation, held in ran:

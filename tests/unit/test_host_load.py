@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from actors.runtime import AlarmInfo, DurableObject, read
+from actors.runtime import AlarmInfo, DurableObject, ObjectOverloaded, read
+from actors.runtime.activation import Activation
 from actors.runtime.alarms import AlarmIndex
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.testing import Lab
-from tests.conformance.support import ticks
+from tests.conformance.support import outcomes_of, ticks
 
 ALARMS = 40
 
@@ -132,3 +133,47 @@ def test_an_alarm_that_is_put_off_again_and_again_takes_no_more_memory(tmp_path:
         index.set(ObjectId("Waiting", "acme", str(number % 3)), 1e9 + number)
     assert len(index._heap) < 100
     assert [object_id.name for object_id in index.take_due(2e9, 10)] == ["1", "2", "0"]
+
+
+async def test_refusing_a_newcomer_looks_at_all_objects_only_once(
+    backend: LocalBackend, waiting: type[Waiting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubs = [backend.namespace(waiting).get("acme", str(number)) for number in range(8)]
+    firing = [backend.host.fire_alarm(stub.id, forced=True) for stub in stubs if not await stub.ring_at(1e9 * 5)]
+    await ticks()
+    looked: list[Activation] = []
+
+    def look(activation: Activation) -> bool:
+        looked.append(activation)
+        return False
+
+    monkeypatch.setattr(Activation, "idle", property(look))
+    newcomers = [backend.namespace(waiting).get("acme", f"new-{number}").rang() for number in range(100)]
+    assert {type(error) for error in await outcomes_of(*newcomers)} == {ObjectOverloaded}
+    assert len(looked) == 8
+    monkeypatch.undo()
+    waiting.doors["alarm"].set()
+    for turn in firing:
+        await turn.wait()
+    await ticks()
+    assert not await backend.namespace(waiting).get("acme", "new-1").rang()
+
+
+async def test_a_call_behind_a_turn_that_does_not_end_is_refused_when_it_has_waited_too_long(
+    data_dir: Path, waiting: type[Waiting]
+) -> None:
+    async with Lab([waiting], settings=HostSettings(slots=4, mailbox_age_max_s=30.0), data_dir=data_dir) as lab:
+        stub = lab.get(waiting, "acme", "a")
+        await stub.ring_at(5e9)
+        firing = asyncio.ensure_future(lab.fire_alarm(stub))
+        await ticks()
+        call = asyncio.ensure_future(stub.rang())
+        await ticks()
+        lab.clock.advance(31)
+        lab._running.host.sweep()
+        async with asyncio.timeout(5):
+            with pytest.raises(ObjectOverloaded, match="waited longer than 30 s"):
+                await call
+        waiting.doors["alarm"].set()
+        assert await firing
+        assert await stub.rang()
