@@ -62,7 +62,9 @@ def code_of(classes: Iterable[type[DurableObject]]) -> str:
 
 def _sources(classes: Iterable[type[DurableObject]]) -> list[Path]:
     """The files that decide how objects behave: the classes' own, and the runtime's."""
-    own = {Path(str(sys.modules[durable_class.__module__].__file__)) for durable_class in classes}
+    modules = {sys.modules[durable_class.__module__] for durable_class in classes}
+    # A class that was typed into an interpreter is in no file.
+    own = {Path(file) for module in modules if (file := getattr(module, "__file__", None))}
     return sorted(own | set(Path(__file__).parent.rglob("*.py")))
 
 

@@ -13,7 +13,7 @@ from tests.integration.conftest import Service
 from tests.integration.test_http_access import ROUTES, of_someone
 
 #: What the tenant `small` has: so many tokens, and no refill.
-CAPACITY = 20
+CAPACITY = 30
 CHECKS = 200
 
 
@@ -72,7 +72,7 @@ def test_usage_and_looking_at_it_cost_nothing(small: httpx.Client) -> None:
         }
 
 
-@pytest.mark.parametrize("cost", [0, 0.5, 1, 7.25, 20])
+@pytest.mark.parametrize("cost", [0, 0.5, 1, 7.25, CAPACITY])
 def test_a_check_takes_what_it_costs(small: httpx.Client, cost: float) -> None:
     decision = ok(small.post("/ratelimit/check", json={"cost": cost}))
     assert decision == {"allowed": True, "remaining": CAPACITY - cost, "retry_after_s": 0}
@@ -80,7 +80,7 @@ def test_a_check_takes_what_it_costs(small: httpx.Client, cost: float) -> None:
 
 
 def test_a_check_that_is_denied_takes_nothing(small: httpx.Client) -> None:
-    ok(small.post("/ratelimit/check", json={"cost": 15}))
+    ok(small.post("/ratelimit/check", json={"cost": CAPACITY - 5}))
     denied = small.post("/ratelimit/check", json={"cost": 6})
     assert denied.status_code == 429
     assert denied.json() == {"allowed": False, "remaining": 5, "retry_after_s": 86_400}

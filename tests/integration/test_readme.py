@@ -50,9 +50,12 @@ def commands_and_output(session: str) -> tuple[str, str]:
 
 
 def table(output: str) -> list[str]:
-    """The lines with spaces and numbers as they were in any other table, and whether or not an object is asleep."""
+    """The lines, with spaces and numbers as in any other table, and every object asleep.
+
+    What schema an object has can't be seen while it is resident in an actor of its own.
+    """
     lines = [re.sub(r"\d+", "0", " ".join(line.split())) for line in output.splitlines()]
-    return [re.sub("resident$", "asleep", line) for line in lines]
+    return [re.sub(r"(\?|create_tables) resident$", "create_tables asleep", line) for line in lines]
 
 
 def test_the_session_in_the_shell_goes_as_shown(service: Service) -> None:

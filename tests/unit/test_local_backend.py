@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import types
 from pathlib import Path
 
-from actors import KeyValue, LocalBackend
+import pytest
+
+from actors import DurableObject, KeyValue, LocalBackend, read
 from actors.runtime.host import HostSettings
 
 
@@ -18,5 +22,22 @@ async def test_an_idle_object_hibernates_without_being_told(data_dir: Path) -> N
             while backend.host.resident_objects:
                 await asyncio.sleep(0.01)
         assert (await item.get("key"))["value"] == 1
+    finally:
+        backend.close()
+
+
+async def test_a_class_typed_into_an_interpreter_is_in_no_file_and_runs_all_the_same(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Typed(DurableObject):
+        @read
+        def one(self) -> int:
+            return 1
+
+    monkeypatch.setitem(sys.modules, "interpreter", types.ModuleType("interpreter"))
+    Typed.__module__ = "interpreter"
+    backend = LocalBackend(data_dir, [Typed])
+    try:
+        assert await backend.namespace(Typed).get("acme", "a").one() == 1
     finally:
         backend.close()
