@@ -61,6 +61,8 @@ _SELF_CALL_PAUSE_S = 0.1
 _ALARMS_SCANNED_EVERY_S = 60.0
 #: A dedicated host that does not say how idle it is by then is not idle.
 _ASK_TIMEOUT_S = 1.0
+#: Of the actors' own processes; Ray keeps what they log in its folder.
+_LOG_FORMAT = "%(levelname)s %(asctime)s %(name)s -- %(message)s"
 _ACTOR_OPTIONS: dict[str, Any] = {
     "lifetime": "detached",
     "get_if_exists": True,
@@ -77,6 +79,7 @@ class ObjectHost(host.ObjectHost):
     """
 
     def __init__(self, cluster: Cluster, control: str, number: int, dedicated: ObjectId | None = None) -> None:
+        logging.basicConfig(format=_LOG_FORMAT)
         self._cluster = cluster
         self._control = control
         self._stubs: RayBackend | None = None
@@ -224,6 +227,7 @@ class Control:
     """
 
     def __init__(self, cluster: Cluster) -> None:
+        logging.basicConfig(format=_LOG_FORMAT)
         self._cluster = cluster
         self._dedicated: dict[ObjectId, ActorHandle] = {}
         self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)
