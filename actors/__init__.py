@@ -7,6 +7,7 @@ from actors.directory import Directory
 from actors.document_index import DocumentIndex
 from actors.key_value import KeyValue
 from actors.runtime import (
+    AlarmInfo,
     DurableError,
     DurableObject,
     InvalidArgument,
@@ -17,6 +18,7 @@ from actors.runtime import (
     ObjectReset,
     exactly_once,
     idempotent,
+    interleaved,
     read,
 )
 from actors.runtime.backend_local import LocalBackend
@@ -27,6 +29,7 @@ from actors.runtime.operations import ManagedObjects, Operator
 from actors.token_bucket import TokenBucket
 
 __all__ = [
+    "AlarmInfo",
     "ChatSession",
     "Directory",
     "DocumentIndex",
@@ -49,6 +52,7 @@ __all__ = [
     "connect",
     "exactly_once",
     "idempotent",
+    "interleaved",
     "read",
     "start",
 ]

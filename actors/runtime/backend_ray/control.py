@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 from actors.runtime import class_history
 from actors.runtime.alarms import entry_of
 from actors.runtime.backend_ray.host import ObjectHost
-from actors.runtime.backend_ray.named import ACTOR_OPTIONS, CONTROL_PREFIX, NAMESPACE, call_after_start
+from actors.runtime.backend_ray.named import ACTOR_OPTIONS, CONTROL_PREFIX, LOG_FORMAT, NAMESPACE, call_after_start
 from actors.runtime.class_migration import names_in
 from actors.runtime.errors import ClassesRefused, DurableError, InvalidArgument, ObjectOverloaded, SlotOwned
 from actors.runtime.object_files import files_in
@@ -45,6 +45,7 @@ class Control:
     """
 
     def __init__(self, cluster: Cluster) -> None:
+        logging.basicConfig(format=LOG_FORMAT)
         self._cluster = cluster
         self._dedicated: dict[ObjectId, ActorHandle] = {}
         self._retired: deque[str] = deque(maxlen=_RETIRED_REMEMBERED)

@@ -11,7 +11,7 @@ import ray
 
 from actors.runtime import host
 from actors.runtime.backend_ray.backend import RayBackend
-from actors.runtime.backend_ray.named import NAMESPACE, call_after_start
+from actors.runtime.backend_ray.named import LOG_FORMAT, NAMESPACE, call_after_start
 from actors.runtime.call import Call, HostRetired, Reply
 from actors.runtime.errors import SlotOwned
 from actors.runtime.inspection import Inspector
@@ -29,6 +29,7 @@ class ObjectHost(host.ObjectHost):
     """
 
     def __init__(self, cluster: Cluster, control: str, number: int, dedicated: ObjectId | None = None) -> None:
+        logging.basicConfig(format=LOG_FORMAT)
         self._cluster = cluster
         self._control = control
         self._stubs: RayBackend | None = None

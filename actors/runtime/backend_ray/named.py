@@ -10,6 +10,8 @@ import ray
 from ray.exceptions import RayActorError
 
 NAMESPACE = "mobula"
+#: Of the actors' own processes; Ray keeps what they log in its folder.
+LOG_FORMAT = "%(levelname)s %(asctime)s %(name)s -- %(message)s"
 CONTROL_PREFIX = "control-"
 #: For starting hosts, and for finding them again.
 START_TIMEOUT_S = 60.0
