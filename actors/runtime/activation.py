@@ -9,60 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 from actors.runtime import sqlite
-from actors.runtime.alarm import RETRIES_MAX, AlarmInfo, retry_after_s
-from actors.runtime.alarms import AlarmIndex, key_of
+from actors.runtime.alarm_turn import AlarmTurn, commit_with_alarm, defer_alarm
 from actors.runtime.call import Reply, failed, raised, returned, unpack_arguments
-from actors.runtime.clock import Clock
 from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset
 from actors.runtime.fingerprint import fingerprint
 from actors.runtime.gates import Gate
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
 from actors.runtime.object_id import ObjectId
 from actors.runtime.once import answer_once
-from actors.runtime.quarantine import Quarantine
 from actors.runtime.running import ACTIVATION
+from actors.runtime.services import HostServices
 from actors.runtime.steps import StorageLost, require_unwritten, run_in_steps
 from actors.runtime.storage import Storage
 from actors.runtime.turn import PLAIN_TURN, Turn, TurnContext, context_of, current_turn
-from actors.runtime.watch import Watch
 
 logger = logging.getLogger("mobula.objects")
 
 _ACTIVATION = ACTIVATION.encode()
 _ALONE = MethodSpec(name="block_concurrency_while", function=lambda: None, is_async=True, repeat=Repeat.NEVER)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HostServices:
-    """What a host gives to all its activations."""
-
-    clock: Clock
-    alarms: AlarmIndex
-    watch: Watch
-    quarantine: Quarantine
-    #: Makes the instance; raises whatever the author's code does.
-    open_object: Callable[[Activation], DurableObject]
-    #: Makes a transaction durable.
-    commit: Callable[[ObjectId, Storage], None]
-    #: Runs an activation's mailbox when something that kept it from running is over.
-    resume: Callable[[Activation], None]
-    #: From 0 to 1; spreads retries.
-    chance: Callable[[], float]
-    mailbox_age_max_s: float
-    #: An object that has run for so long lets others run.
-    slice_s: float
-    block_timeout_s: float
-    #: Objects hibernate after each of their turns.
-    always_evict: bool
 
 
 class Activation:
@@ -267,7 +238,7 @@ class Activation:
             meaning = meaning or ObjectFailed(self._key, type(error).__name__, f"activation failed: {error}")
             self._leave(turn, raised(self._key, meaning))
             if turn.is_alarm:
-                self._defer_alarm(meaning)
+                defer_alarm(self.id, self._services, meaning)
             return False
         return self.input.is_open  # or it starts with something of its own
 
@@ -544,7 +515,7 @@ class Activation:
                 # Each of them would start it again, and wait for it again.
                 meaning = self._meaning(reset)
                 if any(turn.is_alarm for turn in self.mailbox):
-                    self._defer_alarm(meaning)
+                    defer_alarm(self.id, self._services, meaning)
                 self._refuse_waiting(raised(self._key, meaning))
             if isinstance(raised_error, (Exception, asyncio.CancelledError)):
                 raise
@@ -560,31 +531,17 @@ class Activation:
     async def _run_alarm(self, instance: DurableObject, turn: Turn, context: TurnContext) -> None:
         """Runs the handler if the alarm is there and its time has come; else puts the index right."""
         storage, services = instance.storage, self._services
-        before: tuple[float, float, int] | None = None
-
-        async def handle() -> bool:
-            nonlocal before
-            before = storage.alarm.row
-            if before is None or (before[0] > services.clock.now() and not turn.is_forced):
-                return False
-            storage.alarm.in_flight = True
-            handled = instance.alarm(AlarmInfo(scheduled_at=before[1], retry_count=before[2]))
-            if inspect.isawaitable(handled):
-                await handled
-            if storage.alarm.in_flight:
-                storage.alarm.delete()
-            return True
-
+        alarm = AlarmTurn(self.id, instance, services, forced=turn.is_forced)
         try:
-            reply = await self._in_steps(instance, turn.method, handle(), self._pack)
+            reply = await self._in_steps(instance, turn.method, alarm.handle(), self._pack)
         except Exception as error:  # whatever the author's handler raises
             storage.alarm.in_flight = False
             reset = self._lost(storage, error)
             if reset is None and not (isinstance(error, DurableError) and error.retryable):
-                reset = self._retry_alarm(storage, before, error)
+                reset = alarm.try_again(error, self._commit)
                 self._leave(turn, raised(self._key, error))
             else:
-                self._defer_alarm(reset or error)
+                defer_alarm(self.id, services, reset or error)
                 self._leave(turn, raised(self._key, reset or error))
             if reset is not None:
                 self._reset(reset, [turn], instance, context)
@@ -593,49 +550,11 @@ class Activation:
         except BaseException as error:  # as of plain methods
             ended = ObjectReset(self._key, f"its alarm was ended by {type(error).__name__}")
             self._reset(ended, [turn], instance, context)
-            self._defer_alarm(ended)
+            defer_alarm(self.id, services, ended)
         else:
             if not storage.deleted:
-                self._index_follows(storage)
+                alarm.index_follows()
             self._leave(turn, reply)
-
-    def _retry_alarm(self, storage: Storage, before: Any, error: Exception) -> DurableError | None:
-        """Puts the alarm off, or gives it up. Returns what to reset the object with if that was not possible."""
-        services = self._services
-        if storage.deleted:
-            return None  # and its alarm with it
-        try:
-            storage.begin()
-            if before is not None and storage.alarm.row == before:  # else the handler set another, or deleted it
-                retries = before[2]
-                if retries < RETRIES_MAX:
-                    pause_s = retry_after_s(retries + 1, services.chance())
-                    logger.warning("object=%s alarm failed, again in %.1f s: %s", self._key, pause_s, error)
-                    storage.alarm.retry(services.clock.now() + pause_s)
-                else:
-                    logger.error("object=%s alarm given up after %d retries: %s", self._key, retries, error)
-                    storage.alarm.delete()
-            self._commit(storage)
-        except (DurableError, sqlite.Error) as lost:
-            meaning = lost if isinstance(lost, DurableError) else storage.explain(lost, "put the alarm off")
-            self._defer_alarm(meaning)
-            return meaning
-        self._index_follows(storage)
-        return None
-
-    def _defer_alarm(self, error: Exception) -> None:
-        """Has the alarm fired again later. Nothing is written: what failed may be the disk."""
-        services = self._services
-        pause_s = retry_after_s(services.alarms.failed(self.id), services.chance())
-        logger.warning("object=%s alarm was not possible, again in %.1f s: %s", self._key, pause_s, error)
-        services.alarms.defer(self.id, services.clock.now() + pause_s)
-
-    def _index_follows(self, storage: Storage) -> None:
-        try:
-            self._services.alarms.set(self.id, storage.alarm.at)
-        except (OSError, sqlite.Error) as error:
-            # The entry comes too soon, and is put right when it does.
-            logger.warning("object=%s alarm index lags behind: %s", self._key, error)
 
     # -- durability
 
@@ -645,29 +564,13 @@ class Activation:
         Raises:
             ObjectReset, StorageFull: nothing of the transaction was kept, and this storage can't be used any more.
         """
-        alarm, alarms = storage.alarm, self._services.alarms
-        if not alarm.changed and not storage.delete_requested:
-            self._services.commit(self.id, storage)
-            return
-        try:
-            at = None if storage.delete_requested else alarm.at
-            if alarms.is_too_late(key_of(self.id), at):
-                alarms.set(self.id, at)
-        except (OSError, sqlite.Error) as error:
-            raise storage.explain(error, "set the alarm") from error
-        self._services.commit(self.id, storage)
-        alarm.changed = False
+        commit_with_alarm(self.id, storage, self._services)
         if storage.deleted:
             if self.instance is not None and self.instance.storage is storage:
                 # Also where the turn goes on: those that run beside it are to meet the object that comes after.
                 self.instance = None
             if self._services.quarantine.is_suspect(self.id):
                 self._services.quarantine.release(self.id)
-        if alarms.differs(key_of(self.id), at):
-            try:
-                alarms.set(self.id, at)
-            except OSError as error:
-                logger.warning("object=%s alarm index lags behind: %s", self._key, error)
 
     def _reset(
         self, error: Exception, turns: list[Turn], instance: DurableObject, context: TurnContext | None = None

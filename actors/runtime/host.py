@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.runtime import sqlite
-from actors.runtime.activation import Activation, HostServices
+from actors.runtime.activation import Activation
 from actors.runtime.alarms import AlarmIndex, entry_of
 from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, failed, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
@@ -33,6 +33,7 @@ from actors.runtime.object_id import ObjectId
 from actors.runtime.quarantine import Quarantine
 from actors.runtime.running import RunningMark
 from actors.runtime.schema import Schema
+from actors.runtime.services import HostServices
 from actors.runtime.storage import Storage
 from actors.runtime.turn import Turn
 from actors.runtime.watch import Watch
