@@ -172,6 +172,10 @@ class ObjectHost:
         self.alarms.load(path for path in found if self._is_mine(path))
         self._loaded = True
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded
+
     def begin(self) -> None:
         """Has the running loop fire alarms and let objects hibernate from now on."""
         if self._keeps_time:

@@ -197,15 +197,21 @@ class Control:
         idle_after_s = self._cluster.settings.idle_after_s
         scanned_s = -_ALARMS_SCANNED_EVERY_S
         while True:
-            if time.monotonic() - scanned_s >= _ALARMS_SCANNED_EVERY_S:
-                scanned_s = time.monotonic()
-                self._alarms = await asyncio.to_thread(self._alarms_on_disk)
-            await self._wake_for_alarms()
+            try:
+                if time.monotonic() - scanned_s >= _ALARMS_SCANNED_EVERY_S:
+                    self._alarms = await asyncio.to_thread(self._alarms_on_disk)
+                    scanned_s = time.monotonic()
+                await self._wake_for_alarms()
+                await self._retire_idle(idle_after_s)
+            except Exception:  # of the disk, of Ray, of one host: nobody else would fire these alarms again
+                logger.exception("dedicated objects are looked after again in a moment")
             await asyncio.sleep(min(1.0, idle_after_s / 2))
-            for object_id, idle_s in await self._ask_all(lambda handle: handle.idleness_s.remote()):
-                if idle_s >= idle_after_s:
-                    async with self._making_room:
-                        await self._retire(object_id, idle_after_s)
+
+    async def _retire_idle(self, idle_after_s: float) -> None:
+        for object_id, idle_s in await self._ask_all(lambda handle: handle.idleness_s.remote()):
+            if idle_s >= idle_after_s:
+                async with self._making_room:
+                    await self._retire(object_id, idle_after_s)
 
     def _alarms_on_disk(self, only: ObjectId | None = None) -> dict[ObjectId, float]:
         """The alarms of all dedicated objects, or of one. Those of objects that run are not kept up to date."""
@@ -257,5 +263,8 @@ class Control:
         self._retired.append(handle._actor_id.hex())
         ray.kill(handle, no_restart=True)
         del self._dedicated[object_id]
-        self._alarms |= await asyncio.to_thread(self._alarms_on_disk, object_id)
+        try:
+            self._alarms |= await asyncio.to_thread(self._alarms_on_disk, object_id)
+        except OSError as error:
+            logger.warning("object=%s its alarm is looked for later: %s", object_id, error)
         return True

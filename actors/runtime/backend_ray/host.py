@@ -128,11 +128,13 @@ class ObjectHost(host.ObjectHost):
 
     async def retire_if_idle(self, idle_for_s: float) -> bool:
         """Ends a dedicated host that had no turn for so long. True once it refuses every call."""
-        next_at = self.alarms.next_at
-        if next_at is not None and next_at - time.time() < self._cluster.settings.idle_after_s:
-            return False  # it would be back before it has been idle again
-        if self.inspector.busy or self.idle_for_s < idle_for_s or not self.retire():
-            return False
+        # One that has retired says so again: whoever asked before may not have heard it.
+        if not self._retired:
+            next_at = self.alarms.next_at
+            if next_at is not None and next_at - time.time() < self._cluster.settings.idle_after_s:
+                return False  # it would be back before it has been idle again
+            if self.inspector.busy or self.idle_for_s < idle_for_s or not self.retire():
+                return False
         self.inspector.close()
         while self._locks:
             self._locks.pop().release(remove=True)
@@ -142,7 +144,7 @@ class ObjectHost(host.ObjectHost):
         return 0.0 if self.inspector.busy else self.idle_for_s
 
     def _before_call(self) -> None:
-        if len(self._locks) < len(self._lock_paths) and not self._retired:
+        if not self._retired and not (self.is_loaded and len(self._locks) == len(self._lock_paths)):
             try:
                 self._take_slots(0.0)
             except OSError as error:

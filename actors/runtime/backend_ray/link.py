@@ -34,6 +34,9 @@ class ActorLink:
             reply: Reply = await self._send(lambda handle: handle.wait.remote(ticket))
         except KeyError:
             raise HostLost(self._name, "it was restarted while the call was under way") from None
+        except HostRetired as retired:
+            # It ran the call before: what was never run has no ticket.
+            raise HostLost(self._name, "its host ended before the reply was collected") from retired
         return reply
 
     async def inspect(self, operation: str, arguments: dict[str, Any]) -> Any:
