@@ -162,7 +162,7 @@ def test_after_a_kill_of_every_process_and_a_restart_all_that_was_acknowledged_i
         assert ok(demo.post("/chat", json={"message": "Say hello.", "stream": False, "max_tokens": 2}))["text"]
     with service.client("sk-small") as small:
         small.headers["x-client"] = tag
-        assert ok(small.get("/ratelimit/usage"))["remaining"] == 13
+        assert ok(small.get("/ratelimit/usage"))["remaining"] == 23
 
 
 @pytest.mark.timeout(TIMEOUT_S)
