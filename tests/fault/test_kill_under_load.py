@@ -35,7 +35,7 @@ APPENDS_EACH = 18
 BUCKETS = 28
 CHECKS_EACH = 25
 #: What a bucket of the tenant `small` has: so many tokens, and no refill.
-CAPACITY = 20
+CAPACITY = 30
 #: A request is answered by then, and an append is acknowledged, however often it has to be repeated.
 ANSWERED_WITHIN_S = 60.0
 ACKNOWLEDGED_WITHIN_S = 90.0
