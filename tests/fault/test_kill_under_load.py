@@ -32,10 +32,10 @@ SESSIONS = {"sk-demo": 4, "sk-acme": 2}
 CLIENTS_PER_SESSION = 12
 APPENDS_EACH = 18
 #: Each has a client of its own, and is asked for more tokens than it has.
-BUCKETS = 28
-CHECKS_EACH = 25
+BUCKETS = 20
+CHECKS_EACH = 36
 #: What a bucket of the tenant `small` has: so many tokens, and no refill.
-CAPACITY = 20
+CAPACITY = 30
 #: A request is answered by then, and an append is acknowledged, however often it has to be repeated.
 ANSWERED_WITHIN_S = 60.0
 ACKNOWLEDGED_WITHIN_S = 90.0
