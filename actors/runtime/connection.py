@@ -42,7 +42,8 @@ class ObjectConnection(sqlite3.Connection):
         super().__init__(*arguments, **options)
         self._object_key = ""
         self._authorizer = Authorizer()
-        self._secret = f" -- {secrets.token_hex(8)}"
+        #: What no statement of the author holds.
+        self.secret = secrets.token_hex(8)
         # Made once for each, a text keeps the hash that the driver finds its prepared statement by.
         self._own_texts: dict[str, str] = {}
         #: A transaction is open, or ought to be.
@@ -53,11 +54,6 @@ class ObjectConnection(sqlite3.Connection):
     def guard(self, object_key: str) -> None:
         self._object_key = object_key
         super().set_authorizer(self._authorizer)
-
-    @property
-    def secret(self) -> str:
-        """What no statement of the author holds."""
-        return self._secret[4:]
 
     @contextmanager
     def authorized_by(self, authorizer: Callable[..., int]) -> Iterator[None]:
@@ -94,7 +90,8 @@ class ObjectConnection(sqlite3.Connection):
         """
         text = self._own_texts.get(query)
         if text is None:
-            text = self._own_texts[query] = query + self._secret
+            # In front: SQLite keeps the text of a table from its first word on, and it must be the same in every file.
+            text = self._own_texts[query] = f"/* own {self.secret} */ {query}"
         authorizer = self._authorizer
         authorizer.refused = None
         authorizer.trusted = True

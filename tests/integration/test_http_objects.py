@@ -77,7 +77,7 @@ def test_after_a_kill_of_the_hosts_the_next_request_succeeds_and_nothing_is_lost
         assert [one["id"] for one in ok(client.get("/chat/sessions", params={"user_id": user}))["sessions"]] == [
             id_of(session)
         ]
-        assert ok(small.get("/ratelimit/usage"))["remaining"] == 13
+        assert ok(small.get("/ratelimit/usage"))["remaining"] == 23
 
 
 def test_after_a_kill_of_the_hosts_documents_and_values_are_there(service: Service) -> None:

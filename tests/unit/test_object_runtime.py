@@ -266,6 +266,12 @@ class TestMisbehaviour:
         assert isinstance(closed, ObjectReset)
         assert after == 1
 
+    async def test_what_was_acknowledged_stays_when_a_turn_closes_the_database(self, notebook: Stub[Notebook]) -> None:
+        await notebook.add("kept")
+        with pytest.raises(ObjectReset):
+            await notebook.close_storage()
+        assert await notebook.lines() == ["kept"]
+
     async def test_two_classes_of_one_name_are_refused(self, data_dir: Path) -> None:
         impostor = type("Notebook", (DurableObject,), {})
         with pytest.raises(ValueError, match="two durable classes are named Notebook"):
@@ -279,7 +285,23 @@ class TestMisbehaviour:
 
 
 class TestRequests:
-    """How long is a request recognised?"""
+    """Which requests are recognised, and for how long?"""
+
+    @pytest.mark.parametrize(
+        "request_id",
+        ["", "x" * 129, "a b", "a\n", "caf\u00e9", "\ud83d", "\x7f"],
+        ids=lambda request_id: ascii(request_id[:8]),
+    )
+    async def test_a_request_id_is_short_and_visible(self, notebook: Stub[Notebook], request_id: str) -> None:
+        with pytest.raises(InvalidArgument) as refused:
+            notebook.append.once(request_id)
+        assert refused.value.field == "request_id"
+        assert await notebook.append.once("!" * 128)("longest") == 1
+
+    async def test_only_an_exactly_once_method_takes_a_request_id(self, notebook: Stub[Notebook]) -> None:
+        for method in (notebook.add, notebook.put, notebook.lines):
+            with pytest.raises(TypeError, match="is not declared @exactly_once"):
+                method.once("r1")
 
     async def test_a_record_expires_after_its_time(
         self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock
@@ -438,9 +460,11 @@ class TestResidence:
         with pytest.raises(ObjectFailed, match="activation failed") as failure:
             await stub.mood()
         assert failure.value.error == "Refusal"
-        assert list(stub.id.path(data_dir / "objects", SETTINGS.slots).parent.iterdir()) == []
+        folder = stub.id.path(data_dir / "objects", SETTINGS.slots).parent
+        assert [path.name for path in folder.iterdir()] == ["acme:m.trouble"]
         Moody.failing = False
         assert await stub.mood() == "fine"
+        assert "acme:m.trouble" not in [path.name for path in folder.iterdir()]
         backend.close()
 
 
@@ -673,7 +697,7 @@ def subclasses_of(root: type[DurableError]) -> list[type[DurableError]]:
 RUNTIME_ERRORS = [
     error for error in dict.fromkeys(subclasses_of(DurableError)) if error.__module__.startswith("actors.")
 ]
-FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "value": "x" * 200}
+FIELDS: dict[str, Any] = {"retry_after_s": 2.5, "since": 1_000_000_000.0, "value": "x" * 200}
 
 
 @pytest.mark.parametrize("error_class", RUNTIME_ERRORS, ids=lambda error_class: error_class.__name__)

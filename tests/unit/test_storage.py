@@ -287,6 +287,9 @@ class TestAuthorizer:
             storage.sql(query, *["k"] * query.count("?"))
         assert storage.in_transaction
 
+    def test_tables_of_the_runtime_are_the_same_in_every_file(self) -> None:
+        assert Schema(None).template == Schema(None).template
+
     def test_what_was_prepared_for_the_runtime_survives_a_change_of_schema(self, storage: Storage) -> None:
         storage.kv.put("k", 1)
         storage.sql("CREATE TABLE another (a)")  # every statement is prepared again, under the authorizer
