@@ -11,7 +11,7 @@ import os
 from ray.serve import Application
 
 import actors
-from actors import ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket
+from actors import ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket, TokenUsage, TurnQueue
 from actors.runtime import class_history
 from actors.runtime.class_migration import ClassMigration
 from actors.runtime.host import HostSettings
@@ -31,7 +31,7 @@ from deployments.model import ModelDeployment
 from deployments.search import SearchDeployment
 from deployments.vectors import Vectors
 
-CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory)
+CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory, TurnQueue, TokenUsage)
 
 
 def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tuple[ClassMigration, ...]) -> Cluster:

@@ -27,6 +27,8 @@ from actors.runtime.namespace import Objects
 from actors.runtime.object_id import ObjectId
 from actors.runtime.operations import ManagedObjects, Operator
 from actors.token_bucket import TokenBucket
+from actors.token_usage import TokenUsage
+from actors.turn_queue import TurnQueue
 
 __all__ = [
     "AlarmInfo",
@@ -49,6 +51,8 @@ __all__ = [
     "Operator",
     "RayBackend",
     "TokenBucket",
+    "TokenUsage",
+    "TurnQueue",
     "connect",
     "exactly_once",
     "idempotent",

@@ -4,22 +4,43 @@ A session is made by `create`; until then, and after `delete` or expiry, every m
 are numbered from 1 in the order in which they were acknowledged; of more than `messages_max` the oldest leave.
 
 A session with a time to live ends by itself when it was not used for so long, and its entry in the directory with it.
+
+Questions are answered in turns, which `TurnLedger` keeps; this class lets callers in, and wakes those who wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
+from actors import turn_ledger
 from actors.directory import DIRECTORY_NAME, Directory, SessionMetadata
-from actors.runtime import AlarmInfo, DurableObject, InvalidArgument, ObjectNotFound, exactly_once, idempotent, read
+from actors.message import Message
+from actors.runtime import (
+    AlarmInfo,
+    DurableObject,
+    InvalidArgument,
+    ObjectNotFound,
+    exactly_once,
+    idempotent,
+    interleaved,
+    read,
+)
+from actors.token_usage import USAGE_NAME, TokenUsage
+from actors.turn import Begun, Claiming, EventPage, FinalStatus, NewEvent, NewTurn, TurnError, TurnInfo, Usage
+from actors.turn_ledger import TurnLedger, message_of
+from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT, TurnQueue
 
 MESSAGES_MAX_DEFAULT = 1000
 HISTORY_PAGE_MAX = 1000
+#: How long a caller may have the session wait for something to happen.
+WAIT_MAX_S = 20.0
 
 migrations = Migrations("chat_session")
 
@@ -38,15 +59,9 @@ def create_tables(database: Database) -> None:
     )
 
 
-class Message(TypedDict):
-    """One message. `tokens` is None where nobody counted; `data` is what belongs to it, such as sources."""
-
-    id: int
-    role: str
-    content: str
-    tokens: int | None
-    data: dict[str, Any] | None
-    created_at: float
+@migrations()
+def create_turns(database: Database) -> None:
+    turn_ledger.create_tables(database)
 
 
 class Appended(TypedDict):
@@ -66,8 +81,36 @@ class History(TypedDict):
     has_more: bool
 
 
+class TurnPage(TypedDict):
+    """Turns, newest first. `has_more` says that there are older ones."""
+
+    turns: list[TurnInfo]
+    has_more: bool
+
+
+class SessionUsage(TypedDict):
+    """Tokens of all turns of a session."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class Ended(TypedDict):
+    """A turn as it is now, and what the session's listing shows."""
+
+    turn: TurnInfo
+    message_count: int
+    last_active_at: float
+    expires_at: float | None
+
+
 class ChatSession(DurableObject):
     migrations = migrations
+
+    def start(self) -> None:
+        self._news = asyncio.Event()
+        self._turns = TurnLedger(self.id, self.storage, self.clock, changed=self._tell, plan=self._plan)
 
     @idempotent
     def create(
@@ -93,6 +136,7 @@ class ChatSession(DurableObject):
             # Not `delete_all`: that would take what is written below along.
             self.storage.sql("DELETE FROM message")
             self.storage.sql("DELETE FROM session")
+            self._turns.forget()
         now = self.clock.now()
         self.storage.sql(
             "INSERT INTO session (only, user_id, title, metadata, created_at, last_active_at, ttl_s, messages_max)"
@@ -106,7 +150,7 @@ class ChatSession(DurableObject):
             messages_max,
         )
         created = self.metadata()
-        self._wake_to_expire(created["expires_at"])
+        self._plan()
         return created
 
     @read
@@ -157,7 +201,7 @@ class ChatSession(DurableObject):
             message_count = messages_max
         self.storage.sql("UPDATE session SET last_active_at = ?, message_count = ?", now, message_count)
         expires_at = _expires_at(now, ttl_s)
-        self._wake_to_expire(expires_at)
+        self._plan()
         return {
             "id": message_id,
             "created_at": now,
@@ -172,21 +216,12 @@ class ChatSession(DurableObject):
         self._session()
         limit = max(1, min(limit, HISTORY_PAGE_MAX))
         rows = self.storage.sql(
-            "SELECT id, role, content, tokens, data, created_at FROM message WHERE id < ? ORDER BY id DESC LIMIT ?",
+            "SELECT id, role, content, tokens, data, created_at FROM message WHERE id < ? AND replaced_by IS NULL"
+            " ORDER BY id DESC LIMIT ?",
             2**62 if before is None else before,
             limit + 1,
         )
-        messages: list[Message] = [
-            {
-                "id": message_id,
-                "role": role,
-                "content": content,
-                "tokens": tokens,
-                "data": None if data is None else json.loads(data),
-                "created_at": created_at,
-            }
-            for message_id, role, content, tokens, data, created_at in rows[:limit]
-        ]
+        messages = [message_of(row) for row in rows[:limit]]
         messages.reverse()
         return {"messages": messages, "has_more": len(rows) > limit}
 
@@ -205,8 +240,136 @@ class ChatSession(DurableObject):
         self.storage.delete_all()
         return bool(rows)
 
+    # -- turns
+
+    @idempotent
+    def begin(self, new: NewTurn, runner: str) -> Begun:
+        """Enters a turn into the ledger, and hands it to the runner if no other is before it.
+
+        Raises:
+            RequestReused, ObjectConflict, InvalidArgument: see `TurnLedger.begin`.
+        """
+        self._session()
+        turn, joined = self._turns.begin(new)
+        claim = None if joined and turn["id"] != new["turn_id"] else self._turns.claim(turn["id"], runner)
+        return {"turn": self._turns.info(turn["id"]), "claim": claim, "joined": joined}
+
+    @interleaved
+    @idempotent
+    async def claim(self, turn_id: str, runner: str, wait_s: float = 0.0) -> Claiming:
+        """Hands the turn to the runner, waiting for its time to come. A runner is known by a name used for one turn."""
+        self._session()
+        claim = self._turns.claim(turn_id, runner)
+        if claim is None:
+            await self._until(lambda: self._turns.is_claimable(turn_id), wait_s)
+            claim = self._turns.claim(turn_id, runner)
+        return {"turn": self._turns.info(turn_id), "claim": claim}
+
+    @interleaved
+    @idempotent
+    async def attend(self, turn_id: str, attempt: int, wait_s: float = 0.0) -> bool:
+        """Says that the turn's runner lives, and waits for whether it is to stop. True: it may go on."""
+        self._session()
+        self._touch()
+        self._turns.renew(turn_id, attempt)
+        await self._until(lambda: not self._turns.goes_on(turn_id, attempt), wait_s)
+        return self._turns.goes_on(turn_id, attempt)
+
+    @idempotent
+    def record(self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent]) -> bool:
+        """Writes down what has happened in a turn since event `after`. False: the runner is to stop."""
+        self._session()
+        return self._turns.record(turn_id, attempt, after, events)
+
+    @idempotent
+    def finish(
+        self,
+        turn_id: str,
+        attempt: int,
+        after: int,
+        events: Sequence[NewEvent],
+        status: FinalStatus,
+        *,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+        error: TurnError | None = None,
+    ) -> Ended:
+        """Ends a turn: its last events, the answer, its sources and usage are one commit."""
+        self._session()
+        turn = self._turns.finish(
+            turn_id, attempt, after, events, status, finish_reason=finish_reason, usage=usage, error=error
+        )
+        return self._ended(turn)
+
+    @idempotent
+    def release(self, turn_id: str, attempt: int, reason: str) -> bool:
+        """Gives a turn back of whose answer nothing was told, to be run from the start by whoever claims it."""
+        self._session()
+        return self._turns.release(turn_id, attempt, reason)
+
+    @idempotent
+    def cancel(self, turn_id: str) -> TurnInfo:
+        """Stops a turn. One that has ended stays as it is; one that runs is ended by its runner, who is told now."""
+        self._session()
+        return self._turns.cancel(turn_id)
+
+    @read
+    def turn(self, turn_id: str) -> TurnInfo:
+        self._session()
+        return self._turns.info(turn_id)
+
+    @read
+    def turns(self, limit: int = 20, before: str | None = None) -> TurnPage:
+        """The newest turns older than turn `before`."""
+        self._session()
+        found = self._turns.page(limit, before)
+        return {"turns": found[:limit], "has_more": len(found) > limit}
+
+    @interleaved
+    @read
+    async def events(self, turn_id: str, after: int = 0, wait_s: float = 0.0) -> EventPage:
+        """A turn's events behind `after`; waits for the next one where there is none yet."""
+        self._session()
+        page = self._turns.events(turn_id, after)
+        if not page["events"] and not page["is_over"]:
+            await self._until(lambda: self._turns.has_news(turn_id, after), wait_s)
+            page = self._turns.events(turn_id, after)
+        return page
+
+    @read
+    def usage(self) -> SessionUsage:
+        self._session()
+        ((asked, answered),) = self.storage.sql("SELECT input_tokens, output_tokens FROM session")
+        return {"input_tokens": asked, "output_tokens": answered, "total_tokens": asked + answered}
+
+    def _ended(self, turn: TurnInfo) -> Ended:
+        metadata = self.metadata()
+        return {
+            "turn": turn,
+            "message_count": metadata["message_count"],
+            "last_active_at": metadata["last_active_at"],
+            "expires_at": metadata["expires_at"],
+        }
+
+    async def _until(self, happened: Callable[[], bool], wait_s: float) -> None:
+        """Waits for something to have happened, for `wait_s` at most."""
+        if wait_s <= 0:
+            return
+        try:
+            async with asyncio.timeout(min(wait_s, WAIT_MAX_S)):
+                while not happened():
+                    await self._news.wait()
+        except TimeoutError:
+            pass  # whoever waits comes again
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    # -- time
+
     async def alarm(self, info: AlarmInfo) -> None:
-        """Ends the session if it has expired; else has the directory know that it has not."""
+        """Ends the session if it has expired; else does what is due for its turns."""
         rows = self.storage.sql("SELECT last_active_at, ttl_s FROM session")
         if not rows:
             return
@@ -215,14 +378,40 @@ class ChatSession(DurableObject):
             # The entry goes first: with the session gone, there would be no alarm to try it again.
             await directory.remove(self.id.name)
             self.storage.delete_all()
-        else:
-            self._wake_to_expire(_expires_at(*rows[0]))
-            await directory.put(self.metadata())
+            self._tell()
+            return
+        for turn_id, status in self._turns.due():
+            await self._look_after(turn_id, status)
+        self._plan()
+        await directory.put(self.metadata())
 
-    def _wake_to_expire(self, expires_at: float | None) -> None:
-        # One that is set comes early enough, and is set anew then: not with each message.
-        if expires_at is not None and self.storage.get_alarm() is None:
-            self.storage.set_alarm(expires_at)
+    async def _look_after(self, turn_id: str, status: str) -> None:
+        if status == "in_progress":
+            wants_runner = self._turns.runner_lost(turn_id)
+        elif status == "queued":
+            wants_runner = self._turns.nobody_claims(turn_id)
+        else:
+            used = self._turns.untold_usage(turn_id)
+            if used is not None:
+                ended_at, model, usage = used
+                ledger = self.objects.namespace(TokenUsage).get(self.id.tenant, USAGE_NAME)
+                await ledger.add.once(turn_id)(ended_at, model, usage["input_tokens"], usage["output_tokens"])
+            self._turns.let_go(turn_id)
+            return
+        if wants_runner:
+            queue = self.objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)
+            await queue.offer(self.id.tenant, self.id.name, turn_id)
+
+    def _plan(self) -> None:
+        """Has the alarm come for whatever is due first. One that comes too early is set anew then."""
+        last_active_at, ttl_s = self.storage.sql("SELECT last_active_at, ttl_s FROM session")[0]
+        times = [time for time in (_expires_at(last_active_at, ttl_s), self._turns.next_due_at()) if time is not None]
+        set_for = self.storage.get_alarm()
+        if times and (set_for is None or min(times) < set_for):
+            self.storage.set_alarm(min(times))
+
+    def _touch(self) -> None:
+        self.storage.sql("UPDATE session SET last_active_at = ?", self.clock.now())
 
     def _session(self) -> tuple[Any, ...]:
         rows = self.storage.sql(

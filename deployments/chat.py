@@ -20,8 +20,9 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from actors import ChatSession, DurableError, ObjectNotFound, Objects
-from actors.chat_session import Appended, History, Message
+from actors.chat_session import Appended, History
 from actors.document_index import Passage
+from actors.message import Message
 from actors.runtime.namespace import Stub
 from configs.tenant import TenantConfig
 from deployments import prompt

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from actors import InvalidArgument
-from actors.chat_session import Message
 from actors.document_index import Passage
+from actors.message import Message
 from deployments.chat_request import ChatMessage
 
 #: English has about four characters a token; a small vocabulary, code or other languages have fewer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from actors.runtime.alarm import AlarmInfo
+from actors.runtime.clock import Clock
 from actors.runtime.errors import (
     CallCycle,
     ClassesRefused,
@@ -21,18 +22,23 @@ from actors.runtime.errors import (
     StatementRefused,
     StorageFull,
 )
+from actors.runtime.fingerprint import fingerprint
 from actors.runtime.object import DurableObject, exactly_once, idempotent, interleaved, read
+from actors.runtime.object_id import ObjectId
+from actors.runtime.storage import Storage
 
 __all__ = [
     "AlarmInfo",
     "CallCycle",
     "ClassesRefused",
+    "Clock",
     "DurableError",
     "DurableObject",
     "InvalidArgument",
     "ObjectConflict",
     "ObjectError",
     "ObjectFailed",
+    "ObjectId",
     "ObjectNotFound",
     "ObjectOverloaded",
     "ObjectQuarantined",
@@ -41,8 +47,10 @@ __all__ = [
     "SchemaTooNew",
     "SlotOwned",
     "StatementRefused",
+    "Storage",
     "StorageFull",
     "exactly_once",
+    "fingerprint",
     "idempotent",
     "interleaved",
     "read",

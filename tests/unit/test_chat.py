@@ -12,8 +12,8 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors import ChatSession, Directory, DurableError, InvalidArgument, ObjectNotFound, ObjectOverloaded
-from actors.chat_session import Message
 from actors.document_index import Passage
+from actors.message import Message
 from actors.runtime.clock import ManualClock
 from configs.tenant import ModelConfig, RetrievalConfig
 from deployments.activity import ActivityLog

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from actors import InvalidArgument
-from actors.chat_session import Message
 from actors.document_index import Passage
+from actors.message import Message
 from deployments.prompt import TEMPLATE_TOKENS_PER_MESSAGE, Prompt, build, tokens_of
 
 FENCE = "<<0123456789abcdef>>"

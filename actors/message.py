@@ -1,0 +1,69 @@
+"""What is one message of a conversation, and what do the events of a turn come to in messages?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypedDict
+
+#: What a model is told of a tool whose result never came.
+NO_RESULT = json.dumps({"error": "the turn ended before the tool had answered"})
+
+
+class Message(TypedDict):
+    """One message. `tokens` is None where nobody counted; `data` is what belongs to it, such as sources.
+
+    An answer that called tools has `data["tool_calls"]`, each with id, name and arguments; the message of role `tool`
+    that follows for each has `data["tool_call_id"]` and `data["name"]`, and its content is JSON.
+    """
+
+    id: int
+    role: str
+    content: str
+    tokens: int | None
+    data: dict[str, Any] | None
+    created_at: float
+
+
+class Draft(NamedTuple):
+    """A message that is not stored yet."""
+
+    role: str
+    content: str
+    data: dict[str, Any]
+
+
+def drafts_of(events: Iterable[tuple[str, dict[str, Any]]]) -> list[Draft]:
+    """The messages that a turn's events come to. Each call of a tool is followed by its result, if need be an error."""
+    drafts: list[Draft] = []
+    text: list[str] = []
+    calls: list[dict[str, Any]] = []
+    results: dict[str, dict[str, Any]] = {}
+
+    def end_step() -> None:
+        if text or calls:
+            drafts.append(Draft("assistant", "".join(text), {"tool_calls": list(calls)} if calls else {}))
+        for call in calls:
+            result = results.get(call["id"])
+            content = NO_RESULT if result is None else json.dumps(_outcome(result), ensure_ascii=False)
+            drafts.append(Draft("tool", content, {"tool_call_id": call["id"], "name": call["name"]}))
+        text.clear()
+        calls.clear()
+        results.clear()
+
+    for event_type, data in events:
+        # Whatever comes after results is another step of the model.
+        if results and event_type in ("text.delta", "tool.call"):
+            end_step()
+        if event_type == "text.delta":
+            text.append(data["text"])
+        elif event_type == "tool.call":
+            calls.append({name: data[name] for name in ("id", "name", "arguments")})
+        elif event_type == "tool.result":
+            results[data["id"]] = data
+    end_step()
+    return drafts
+
+
+def _outcome(result: dict[str, Any]) -> Any:
+    return {"error": result["error"]} if "error" in result else result.get("result")

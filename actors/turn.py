@@ -1,0 +1,163 @@
+"""What is one turn of a conversation, as a session's ledger tells of it?
+
+A turn is a message of the user and what is done to answer it. It has a row before anything runs, and ends in exactly
+one of the final states. What happens in it is a list of events, numbered from 1 without a gap, whose last says how it
+ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+from actors.message import Message
+
+TurnStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
+#: `incomplete`: what had come of the answer is kept. `failed`: nothing had, or nothing is.
+FinalStatus = Literal["completed", "failed", "cancelled", "incomplete"]
+FINAL: frozenset[str] = frozenset({"completed", "failed", "cancelled", "incomplete"})
+
+#: What a new message does where an answer is under way: wait for it, be refused, end it and keep what it has written,
+#: or end it and take it and its question out of the history.
+OnConflict = Literal["enqueue", "reject", "interrupt", "rollback"]
+
+EventType = Literal[
+    "turn.queued",
+    "turn.created",
+    "turn.retrying",
+    "sources",
+    "text.delta",
+    "tool.call",
+    "tool.result",
+    "turn.completed",
+    "turn.incomplete",
+    "turn.cancelled",
+    "error",
+]
+#: Those that an answer consists of: a turn that has one can't be begun again without the reader's noticing.
+CONTENT: frozenset[str] = frozenset({"text.delta", "tool.call", "tool.result"})
+#: How each final state is told.
+FINAL_EVENT: dict[str, EventType] = {
+    "completed": "turn.completed",
+    "incomplete": "turn.incomplete",
+    "cancelled": "turn.cancelled",
+    "failed": "error",
+}
+
+
+class Usage(TypedDict):
+    """Tokens. `estimated` where the model's server counted none."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    estimated: bool
+
+
+class TurnError(TypedDict):
+    """Why a turn did not complete, fit for a client."""
+
+    code: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None
+
+
+class TurnEvent(TypedDict):
+    number: int
+    type: EventType
+    data: dict[str, Any]
+
+
+class NewEvent(TypedDict):
+    """An event that has no number yet."""
+
+    type: EventType
+    data: dict[str, Any]
+
+
+class TurnLimits(TypedDict):
+    """What a tenant allows. Times are seconds."""
+
+    #: Turns that may wait for the one that runs.
+    queue_max: int
+    #: Runners that may try, one after another.
+    attempts_max: int
+    #: How long the events of a turn that completed, or was cancelled, can be read.
+    events_kept_s: float
+    #: Of one that failed or is incomplete.
+    broken_events_kept_s: float
+
+
+class NewTurn(TypedDict):
+    """What is asked of a session.
+
+    `message` None answers the last message of the user again. With `replace`, the id of a message of the user, that
+    message and all that follow it give way, to `message` where there is one. `request` is the runner's own, and comes
+    back to whoever runs the turn; `model` is what its tokens count for. `key` names the request: another one with the
+    same key joins this turn, whatever its `turn_id`.
+    """
+
+    turn_id: str
+    message: str | None
+    replace: int | None
+    model: str
+    request: dict[str, Any]
+    key: str | None
+    on_conflict: OnConflict
+    limits: TurnLimits
+
+
+class TurnInfo(TypedDict):
+    """A turn without its events. Times are seconds since 1970; `last_event` is the number of its newest event.
+
+    `message_id` is the user's message, `answer_id` that of the answer, where there is one.
+    """
+
+    id: str
+    status: TurnStatus
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    message_id: int | None
+    answer_id: int | None
+    attempt: int
+    last_event: int
+    cancel_requested: bool
+    finish_reason: str | None
+    usage: Usage | None
+    error: TurnError | None
+
+
+class Claim(TypedDict):
+    """A turn in the hands of one runner. What comes from an earlier attempt is refused from here on."""
+
+    turn_id: str
+    attempt: int
+    last_event: int
+    message_id: int
+    message: str
+    request: dict[str, Any]
+    #: What was said before, oldest first.
+    history: list[Message]
+
+
+class Claiming(TypedDict):
+    """Where a runner is with a turn: `claim` if it is its to run; else, while `queued`, it may ask again."""
+
+    turn: TurnInfo
+    claim: Claim | None
+
+
+class Begun(TypedDict):
+    """`joined`: the request had come before, and this is the turn that it began."""
+
+    turn: TurnInfo
+    claim: Claim | None
+    joined: bool
+
+
+class EventPage(TypedDict):
+    """Events after the one that was asked for, oldest first. `is_over`: the last of them ends the turn."""
+
+    events: list[TurnEvent]
+    is_over: bool
