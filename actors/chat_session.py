@@ -64,14 +64,19 @@ def create_turns(database: Database) -> None:
     turn_ledger.create_tables(database)
 
 
-class Appended(TypedDict):
-    """The number that a message got, and what the session's listing shows now."""
+class Shown(TypedDict):
+    """What the session's listing shows now."""
 
-    id: int
-    created_at: float
     message_count: int
     last_active_at: float
     expires_at: float | None
+
+
+class Appended(Shown):
+    """The number that a message got."""
+
+    id: int
+    created_at: float
 
 
 class History(TypedDict):
@@ -96,13 +101,10 @@ class SessionUsage(TypedDict):
     total_tokens: int
 
 
-class Ended(TypedDict):
-    """A turn as it is now, and what the session's listing shows."""
+class Ended(Shown):
+    """A turn as it is now."""
 
     turn: TurnInfo
-    message_count: int
-    last_active_at: float
-    expires_at: float | None
 
 
 class ChatSession(DurableObject):

@@ -134,6 +134,8 @@ class Claim(TypedDict):
     turn_id: str
     attempt: int
     last_event: int
+    #: An earlier attempt has told that the turn has begun.
+    is_created: bool
     message_id: int
     message: str
     request: dict[str, Any]

@@ -254,7 +254,11 @@ class TurnLedger:
         return True
 
     def _claim(self, turn_id: str) -> Claim:
-        attempt, last_event, message_id, request = self._row(turn_id, "attempt, last_event, message_id, request")
+        attempt, last_event, message_id, request, is_created = self._row(
+            turn_id,
+            "attempt, last_event, message_id, request,"
+            " EXISTS (SELECT 1 FROM turn_event WHERE turn = id AND type = 'turn.created')",
+        )
         asked = self._sql("SELECT content FROM message WHERE id = ?", message_id)
         rows = self._sql(
             "SELECT id, role, content, tokens, data, created_at FROM message WHERE id < ? AND replaced_by IS NULL"
@@ -266,6 +270,7 @@ class TurnLedger:
             "turn_id": turn_id,
             "attempt": attempt,
             "last_event": last_event,
+            "is_created": bool(is_created),
             "message_id": message_id,
             "message": asked[0][0] if asked else "",
             "request": json.loads(request),

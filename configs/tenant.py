@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from actors.turn import OnConflict
 from configs.base import Config
 from configs.service import HEADER_NAME
 
@@ -113,6 +114,16 @@ class SessionsConfig(Config):
     messages_max: int = Field(default=1000, ge=1, le=1_000_000)
 
 
+class TurnsConfig(Config):
+    """How the answers to a session's messages are made, one after another."""
+
+    on_conflict: OnConflict = "enqueue"
+    queue_max: int = Field(default=8, ge=0, le=1_000)
+    attempts_max: int = Field(default=3, ge=1, le=10)
+    events_kept_s: float = Field(default=600.0, ge=0, le=30 * 86_400)
+    broken_events_kept_s: float = Field(default=3_600.0, ge=0, le=30 * 86_400)
+
+
 class ModelConfig(Config):
     """The model that answers: the embedded one, or with `base_url` any OpenAI-compatible server."""
 
@@ -192,6 +203,7 @@ class TenantConfig(Config):
     placement: PlacementConfig = PlacementConfig()
     limits: TenantLimits = TenantLimits()
     sessions: SessionsConfig = SessionsConfig()
+    turns: TurnsConfig = TurnsConfig()
     model: ModelConfig = ModelConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
 

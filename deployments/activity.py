@@ -11,7 +11,7 @@ import asyncio
 import logging
 
 from actors import Directory, DurableError, Objects
-from actors.chat_session import Appended
+from actors.chat_session import Shown
 from actors.directory import DIRECTORY_NAME, Activity
 
 logger = logging.getLogger("mobula.activity")
@@ -29,19 +29,19 @@ class ActivityLog:
         self._news: dict[str, dict[str, Activity]] = {}
         self._telling: asyncio.Task[None] | None = None
 
-    def note(self, tenant: str, session_id: str, appended: Appended) -> None:
-        """Takes note of a message; returns at once."""
+    def note(self, tenant: str, session_id: str, shown: Shown) -> None:
+        """Takes note of a message or an answer; returns at once."""
         news = self._news.setdefault(tenant, {})
         if len(news) >= GATHERED_MAX and session_id not in news:
             return  # the directory is not keeping up; each message of a session tells all of it anew
         held = news.get(session_id)
-        if held is not None and held["last_active_at"] > appended["last_active_at"]:
+        if held is not None and held["last_active_at"] > shown["last_active_at"]:
             return  # a request that was repeated is answered as it was the first time
         news[session_id] = {
             "id": session_id,
-            "last_active_at": appended["last_active_at"],
-            "expires_at": appended["expires_at"],
-            "message_count": appended["message_count"],
+            "last_active_at": shown["last_active_at"],
+            "expires_at": shown["expires_at"],
+            "message_count": shown["message_count"],
         }
         if self._telling is None or self._telling.done():
             self._telling = asyncio.get_running_loop().create_task(self._tell_later())

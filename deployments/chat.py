@@ -1,8 +1,8 @@
-"""How is a question answered?
+"""Which process answers questions?
 
-The user's message is stored, documents are searched, the model is asked, and its answer is stored with its sources. All
-of it runs as a task of its own, which no client's going away can end: whoever asked only listens to its events. The
-answer is in the session's history whether or not anybody listened.
+A question becomes a turn in its session's ledger, and the replica that put it there runs it, as a task that no client's
+going away can end. Who wants the answer follows the turn's events in the session. A turn whose replica is lost comes by
+way of the queue to another one; a replica that is stopped first ends its turns, or gives them back.
 """
 
 from __future__ import annotations
@@ -12,78 +12,34 @@ import contextvars
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from actors import ChatSession, DurableError, ObjectNotFound, Objects
-from actors.chat_session import Appended, History
-from actors.document_index import Passage
-from actors.message import Message
+from actors import ChatSession, DurableError, ObjectNotFound, Objects, TurnQueue
 from actors.runtime.namespace import Stub
+from actors.turn import Begun, Claim, NewTurn
+from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from configs.tenant import TenantConfig
-from deployments import prompt
 from deployments.activity import ActivityLog
-from deployments.chat_request import ChatRequest, Finished, TextDelta
-from deployments.documents import source_of
-from deployments.errors import ModelError, ModelUnavailable, ServiceError
-from deployments.prompt import Prompt
-from deployments.question import Question, TurnEvent, TurnEventType
+from deployments.errors import ModelUnavailable
+from deployments.question import Asked, Question, new_turn_id
 from deployments.sessions import Sessions
+from deployments.turn_runner import LOST_PAUSE_S, TurnRunner, build_prompt
 
 logger = logging.getLogger("mobula.chat")
 
-#: Answers under way in one replica, listened to or not.
+#: Turns under way or waiting in one replica, listened to or not.
 TURNS_AT_ONCE_MAX = 256
 BUSY_RETRY_AFTER_S = 1.0
-HISTORY_MESSAGES_MAX = 100
-
-
-class Turn:
-    """The events of one answer, from the first, for any number of listeners that come at any time."""
-
-    def __init__(self) -> None:
-        self._events: list[TurnEvent] = []
-        self._ended = False
-        self._refusal: Exception | None = None
-        self._news = asyncio.Event()
-
-    def add(self, event_type: TurnEventType, data: dict[str, Any]) -> None:
-        self._events.append(TurnEvent(len(self._events) + 1, event_type, data))
-        self._wake()
-
-    def end(self, refusal: Exception | None = None) -> None:
-        """No event will follow. A refusal says that nothing was done, and is raised to the listeners."""
-        self._ended = True
-        self._refusal = refusal
-        self._wake()
-
-    async def events(self) -> AsyncIterator[TurnEvent]:
-        seen = 0
-        while True:
-            while seen < len(self._events):
-                seen += 1
-                yield self._events[seen - 1]
-            if self._ended:
-                if self._refusal is not None:
-                    raise self._refusal
-                return
-            await self._news.wait()
-
-    def _wake(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-    @property
-    def is_created(self) -> bool:
-        return bool(self._events)
+#: How long a replica that is stopped lets its turns go on.
+DRAIN_S = 25.0
 
 
 class Chat:
-    """Answers questions within sessions."""
+    """Begins turns, and runs them."""
 
     def __init__(
         self,
@@ -94,188 +50,112 @@ class Chat:
         search: DeploymentHandle,
         now: Callable[[], float] = time.time,
     ) -> None:
-        objects = connect()
-        self._activity = ActivityLog(objects)
-        self._sessions = Sessions(objects, tenants, self._activity, now)
+        self._objects = connect()
+        self._activity = ActivityLog(self._objects)
+        self._sessions = Sessions(self._objects, tenants, self._activity, now)
         self._tenants = tenants
-        self._model = model.options(stream=True)
-        self._model_calls = model
-        self._search = search
-        self._turns: set[asyncio.Task[None]] = set()
+        self._runner = TurnRunner(tenants=tenants, model=model, search=search, activity=self._activity)
+        self._model = model
+        self._running: set[asyncio.Task[None]] = set()
+        self._taking: asyncio.Task[None] | None = None
 
-    async def answer(self, question: Question) -> AsyncGenerator[TurnEvent, None]:
-        """Starts a turn and yields its events. Who stops listening does not stop the turn.
+    async def begin(self, question: Question) -> Asked:
+        """Enters the question's turn into its session, and has it run. Returns at once.
 
         Raises:
-            DurableError, ServiceError: before the first event, and nothing was stored.
+            DurableError, ServiceError: nothing was begun.
         """
-        if len(self._turns) >= TURNS_AT_ONCE_MAX:
-            # Serve counts the listeners; a turn that lost its listener goes on.
+        if len(self._running) >= TURNS_AT_ONCE_MAX:
             raise ModelUnavailable("too many answers are under way", BUSY_RETRY_AFTER_S)
-        turn = Turn()
-        # In a context of its own: Serve ends every call made in a request's context when its client goes away.
-        task = asyncio.get_running_loop().create_task(self._run(question, turn), context=contextvars.Context())
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
-        async for event in turn.events():
-            yield event
+        tenant = self._tenants[question.tenant]
+        if question.message is not None:
+            # Checked before anything is made for it; with a history, the history gives way.
+            build_prompt(tenant, question.message, [], [], question.max_tokens)
+        session_id = question.session_id
+        if session_id is None:
+            made = await self._sessions.create(
+                question.tenant, session_id=question.new_session_id, user_id=question.user_id
+            )
+            session_id = made["id"]
+        session = self._sessions.get(question.tenant, session_id)
+        runner = secrets.token_hex(8)
+        new = self._new_turn(question, tenant)
+        begun: Begun = await session.begin(new, runner)
+        turn = begun["turn"]
+        # A turn that another request began has its runner.
+        is_own = turn["id"] == new["turn_id"]
+        if begun["claim"] is not None or (turn["status"] == "queued" and is_own):
+            self._start(self._run(session, turn["id"], runner, begun["claim"]))
+        return Asked(session_id=session_id, turn_id=turn["id"], joined=begun["joined"])
+
+    async def check_health(self) -> None:
+        """Called by Serve all the while: the first time, and if it should have ended, begins to take lost turns."""
+        if self._taking is None or self._taking.done():
+            self._taking = asyncio.get_running_loop().create_task(self._take(), context=contextvars.Context())
 
     async def ready(self) -> bool:
         """Raises what keeps the model from being asked."""
-        return bool(await self._model_calls.ready.remote())
+        return bool(await self._model.ready.remote())
 
-    async def _run(self, question: Question, turn: Turn) -> None:
-        try:
-            await self._answer(question, turn)
-            turn.end()
-        except Exception as error:  # the last one who can tell the listeners
-            if not isinstance(error, DurableError | ServiceError):
-                logger.exception("tenant=%s turn failed", question.tenant)
-            if not turn.is_created:
-                turn.end(refusal=_known(error))
-                return
-            turn.add("error", _as_event(_known(error)))
-            turn.end()
+    async def drain(self, within_s: float = DRAIN_S) -> None:
+        """Takes no more lost turns, and lets those that run come to their end."""
+        if self._taking is not None:
+            self._taking.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=within_s)
 
-    async def _answer(self, question: Question, turn: Turn) -> None:
-        tenant = self._tenants[question.tenant]
-        turn_id = f"t{secrets.token_hex(12)}"
-        session_id = question.session_id
-        if session_id is None:
-            # Checked before a session is made for it; with a history, the history gives way.
-            self._prompt(question, [], [])
-            session_id = (await self._sessions.create(question.tenant, user_id=question.user_id))["id"]
-        session = self._sessions.get(question.tenant, session_id)
-        history: History = await session.history(limit=HISTORY_MESSAGES_MAX)
-        self._prompt(question, history["messages"], [])
-        asked = await self._append(session, "user", question.message, data={"turn_id": turn_id})
-        turn.add("turn.created", {"turn_id": turn_id, "session_id": session_id, "message_id": asked["id"]})
+    async def __del__(self) -> None:
+        # Serve awaits it, before it ends the replica.
+        await self.drain()
 
-        passages: list[Passage] = []
-        if question.retrieve:
-            found = await self._search.find.remote(question.tenant, question.message, top_k=question.top_k)
-            passages = found.passages
-        made = self._prompt(question, history["messages"], passages)
-        sources = [source_of(passage) for passage in made.passages]
-        turn.add("sources", {"sources": sources})
-
-        request = ChatRequest(
-            messages=made.messages,
-            max_tokens=self._max_tokens(question),
-            temperature=tenant.model.temperature if question.temperature is None else question.temperature,
-            timeout_s=tenant.model.timeout_s,
-            base_url=tenant.model.base_url,
-            model=tenant.model.model,
-            api_key_env=tenant.model.api_key_env,
-        )
-        await self._generate(session, turn, turn_id, request, sources)
-
-    async def _generate(
-        self,
-        session: Stub[ChatSession],
-        turn: Turn,
-        turn_id: str,
-        request: ChatRequest,
-        sources: list[dict[str, Any]],
-    ) -> None:
-        text: list[str] = []
-        finished: Finished | None = None
-        try:
-            async for event in self._model.stream.remote(request):
-                if isinstance(event, TextDelta):
-                    text.append(event.text)
-                    turn.add("text.delta", {"text": event.text})
-                else:
-                    finished = event
-            if finished is None:
-                raise ModelUnavailable("the answer broke off", 1.0)
-        except Exception:
-            if text:  # what was shown is kept
-                partial = {"turn_id": turn_id, "sources": sources, "finish_reason": "incomplete"}
-                await self._append(session, "assistant", "".join(text), data=partial)
-            raise
-        usage = {
-            "input_tokens": finished.input_tokens,
-            "output_tokens": finished.output_tokens,
-            "total_tokens": finished.input_tokens + finished.output_tokens,
-            "estimated": finished.estimated,
-        }
-        data: dict[str, Any] = {"turn_id": turn_id, "sources": sources}
-        data |= {"finish_reason": finished.finish_reason, "usage": usage}
-        answer = await self._append(session, "assistant", "".join(text), tokens=finished.output_tokens, data=data)
-        turn.add(
-            "turn.completed",
-            {
-                "turn_id": turn_id,
-                "session_id": session.id.name,
-                "message_id": answer["id"],
-                "finish_reason": finished.finish_reason,
-                "usage": usage,
+    def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
+        settings = tenant.turns
+        return {
+            "turn_id": question.turn_id or new_turn_id(),
+            "message": question.message,
+            "replace": question.replace,
+            "model": tenant.model.model or "embedded",
+            "request": question.request(),
+            "key": question.key,
+            "on_conflict": question.on_conflict or settings.on_conflict,
+            "limits": {
+                "queue_max": settings.queue_max,
+                "attempts_max": settings.attempts_max,
+                "events_kept_s": settings.events_kept_s,
+                "broken_events_kept_s": settings.broken_events_kept_s,
             },
-        )
+        }
 
-    async def _append(
-        self,
-        session: Stub[ChatSession],
-        role: str,
-        content: str,
-        *,
-        tokens: int | None = None,
-        data: dict[str, Any],
-    ) -> Appended:
-        appended: Appended = await session.append(role, content, tokens=tokens, data=data)
-        self._activity.note(session.id.tenant, session.id.name, appended)
-        return appended
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        # In a context of its own: Serve ends every call made in a request's context when its client goes away.
+        task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
-    def _prompt(self, question: Question, history: Sequence[Message], passages: Sequence[Passage]) -> Prompt:
-        tenant = self._tenants[question.tenant]
-        return prompt.build(
-            system=tenant.model.system_prompt,
-            history=history,
-            question=question.message,
-            passages=passages,
-            fence=f"<<{secrets.token_hex(8)}>>",
-            passages_chars_max=tenant.retrieval.context_chars_max,
-            context_tokens=tenant.model.context_tokens,
-            max_tokens=self._max_tokens(question),
-        )
+    async def _run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> None:
+        try:
+            await self._runner.run(session, turn_id, runner, claim)
+        except ObjectNotFound:
+            pass  # the session was deleted, or has expired
+        except Exception:  # the session takes it for lost, and has it run again or ends it
+            logger.exception("tenant=%s turn=%s left to be found", session.id.tenant, turn_id)
 
-    def _max_tokens(self, question: Question) -> int:
-        """What the client asks for, and no more than the tenant may."""
-        tenant_max = self._tenants[question.tenant].model.max_tokens
-        return min(question.max_tokens or tenant_max, tenant_max)
-
-
-def _known(error: Exception) -> Exception:
-    """The error as one of ours: Ray raises mixtures, and its own where a part of the service was lost."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, DurableError | ServiceError):
-        return cause
-    if isinstance(error, DurableError | ServiceError):
-        return error
-    if isinstance(error, RayError):
-        return ModelUnavailable("a part of the service was lost", 1.0)
-    return ModelUnavailable("the turn failed", 1.0)
-
-
-def _as_event(error: Exception) -> dict[str, Any]:
-    """An error for a client: nothing of paths, processes or objects, which other errors' texts name."""
-    retryable = bool(getattr(error, "retryable", False))
-    match error:
-        case ModelError():
-            message = str(error)
-        case ObjectNotFound():
-            message = "the session was deleted or has expired"
-        case _ if retryable:
-            message = "a part of the service is busy or restarting"
-        case _:
-            message = "the turn failed"
-    return {
-        "code": type(error).__name__,
-        "message": message,
-        "retryable": retryable,
-        "retry_after_s": getattr(error, "retry_after_s", None),
-    }
+    async def _take(self) -> None:
+        """Takes lost turns, for as long as the replica lives."""
+        queue = self._objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)
+        while True:
+            if len(self._running) >= TURNS_AT_ONCE_MAX:
+                await asyncio.sleep(BUSY_RETRY_AFTER_S)
+                continue
+            try:
+                orphan = await queue.take()
+            except DurableError as error:
+                logger.warning("the queue of turns is not reached: %s", error)
+                await asyncio.sleep(error.retry_after_s or LOST_PAUSE_S)
+                continue
+            if orphan is not None and orphan["tenant"] in self._tenants:
+                session = self._sessions.get(orphan["tenant"], orphan["session_id"])
+                self._start(self._run(session, orphan["turn_id"], secrets.token_hex(8), None))
 
 
 # Not a decorator of the class: type checkers take a decorated class for the class itself, which has no `bind`.
@@ -284,5 +164,5 @@ ChatDeployment: Any = serve.deployment(
     max_ongoing_requests=TURNS_AT_ONCE_MAX,
     max_queued_requests=TURNS_AT_ONCE_MAX,
     ray_actor_options={"num_cpus": 0.2},
-    graceful_shutdown_timeout_s=30,
+    graceful_shutdown_timeout_s=DRAIN_S + 5,
 )(Chat)

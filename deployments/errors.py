@@ -12,7 +12,8 @@ call may succeed later, `retry_after_s` how long to wait first; nothing else in 
     │  ├ QuotaExceeded(retry_after_s)               retryable: the client's bucket can't pay yet
     │  ├ IdempotencyKeyMalformed(problem)
     │  ├ IdempotencyKeyReused(key)                  it came with another request before
-    │  └ IdempotencyKeyBusy(retry_after_s)          retryable: the first request with it is under way
+    │  ├ IdempotencyKeyBusy(retry_after_s)          retryable: the first request with it is under way
+    │  └ EventsGone(turn_id)                        the turn has ended, and its events are no longer kept
     ├ ModelError
     │  ├ ModelUnavailable(problem, retry_after_s)      retryable: not reachable, overloaded, or broke off
     │  ├ ModelTimeout(timeout_s)                       retryable: no whole answer in time
@@ -101,6 +102,14 @@ class IdempotencyKeyBusy(RequestError):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class EventsGone(RequestError):
+    """The turn has ended, and its events are no longer kept. Its messages are in the history."""
+
+    def __init__(self, turn_id: str) -> None:
+        super().__init__(turn_id)
+        self.turn_id = turn_id
 
 
 class ModelError(ServiceError):

@@ -1,31 +1,59 @@
-"""What does a client ask in a chat, and what does it see of the answer as it comes?"""
+"""What does a client ask in a chat?"""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
+
+from actors.turn import OnConflict
+
+
+def new_turn_id() -> str:
+    return f"t{secrets.token_hex(12)}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """One message of a user, to be answered. `session_id` None opens a new session."""
+    """One message of a user, to be answered.
+
+    Attributes:
+        message: None asks again what was asked last, or what stood in the message that is replaced.
+        replace: The id of a message of the user that gives way, with all that follows it.
+        session_id: Where it belongs. None makes a session, with the id `new_session_id` if that is given.
+        key: Names the request within its session: one that comes again joins the turn that the first has begun.
+        turn_id: What the turn is to be called, where that must be the same if it is begun twice.
+        on_conflict: What becomes of an answer that is under way; None leaves it to the tenant.
+    """
 
     tenant: str
-    message: str
+    message: str | None
     session_id: str | None = None
+    new_session_id: str | None = None
+    turn_id: str | None = None
+    key: str | None = None
+    replace: int | None = None
+    on_conflict: OnConflict | None = None
     user_id: str | None = None
     retrieve: bool = True
     top_k: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
 
+    def request(self) -> dict[str, Any]:
+        """How it is to be answered, as the session keeps it for whoever does it."""
+        return {
+            "retrieve": self.retrieve,
+            "top_k": self.top_k,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+        }
 
-TurnEventType = Literal["turn.created", "sources", "text.delta", "turn.completed", "error"]
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """Where the answer is to be followed. `joined`: by a turn that the same request began before."""
 
-class TurnEvent(NamedTuple):
-    """A step of a turn. Numbers count from 1 within the turn, without a gap."""
-
-    number: int
-    type: TurnEventType
-    data: dict[str, Any]
+    session_id: str
+    turn_id: str
+    joined: bool

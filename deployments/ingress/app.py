@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from deployments.ingress import admin, chat, documents, health, key_value, problem, ratelimit, sessions
+from deployments.ingress import admin, chat, documents, health, key_value, problem, ratelimit, sessions, turns
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
@@ -25,6 +25,7 @@ _PROBLEMS = problems(
 _ROUTERS = (
     sessions.router,
     chat.router,
+    turns.router,
     documents.router,
     documents.searching,
     key_value.router,

@@ -2,114 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, get_args
+import json
+from dataclasses import replace
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
-from pydantic_core import to_json
-from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import InvalidArgument
-from deployments.errors import ModelRefused, ModelUnavailable
+from actors.runtime import RequestReused
+from actors.turn import OnConflict
+from deployments.errors import IdempotencyKeyReused
+from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
+from deployments.ingress.events import SCHEMA, gathered, streamed
 from deployments.ingress.fields import Body, Text, TopK, UserId
-from deployments.ingress.replies import reply
-from deployments.ingress.services import services_of
-from deployments.question import Question, TurnEvent, TurnEventType
+from deployments.ingress.idempotency import KEY_CHARS_MAX, KEYED, REPLAYED_HEADER, IdempotencyKey, outcome_once
+from deployments.ingress.replies import problems, reply
+from deployments.ingress.services import Services, services_of
+from deployments.ingress.turns import events_path
+from deployments.question import Asked, Question, new_turn_id
 
 router = APIRouter(route_class=guarded_by("chat"), tags=["chat"])
 
-#: A comment line that often keeps proxies from closing a stream while the model thinks.
-PING_EVERY_S = 15
-
 
 class NewQuestion(Body):
-    message: Annotated[Text, Field(min_length=1)]
+    message: Annotated[Text, Field(min_length=1)] | None = Field(
+        default=None, description="required, but where a message is answered again"
+    )
     session_id: Annotated[str, Field(max_length=64)] | None = None
     user_id: UserId | None = Field(default=None, description="of the session that is made where none is named")
     stream: bool = True
+    regenerate: bool = Field(default=False, description="answer the last message of the session again")
+    replace: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
+        default=None, description="a message of the user that gives way to this one, with all that follows it"
+    )
+    on_conflict: OnConflict | None = Field(
+        default=None, description="what becomes of an answer that is under way; the tenant's setting if it is left out"
+    )
+    request_id: Annotated[str, Field(min_length=1, max_length=KEY_CHARS_MAX, pattern=r"^[!-~]+$")] | None = Field(
+        default=None, description="as the header Idempotency-Key, for those who can't send it"
+    )
     retrieve: bool = Field(default=True, description="look for passages in the tenant's documents first")
     top_k: TopK | None = None
     max_tokens: Annotated[int, Field(ge=1, le=131_072)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
 
 
-#: One event; its data is JSON as well.
-_EVENT = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string"},
-        "event": {"enum": list(get_args(TurnEventType))},
-        "data": {"type": "string"},
-    },
-    "required": ["id", "event", "data"],
-}
-
-
 @router.post(
     "/chat",
     response_model=replies.Answer,
     responses={
+        **KEYED,
+        **problems({409: "an answer is under way, and this message may not wait for it"}),
         200: {
-            "description": "with `stream` events `turn.created`, `sources`, `text.delta`, then `turn.completed` or"
-            " `error`, each with an id; without it one JSON",
-            "content": {"text/event-stream": {"schema": _EVENT}},
-        }
+            "description": "with `stream` events `turn.created`, `sources`, `text.delta`, then one that ends the turn,"
+            " each with an id; without it one JSON",
+            "content": {"text/event-stream": {"schema": SCHEMA}},
+        },
     },
 )
-async def answer(request: Request, caller: Caller, body: NewQuestion) -> Response:
+async def answer(request: Request, caller: Caller, body: NewQuestion, key: IdempotencyKey) -> Response:
     services = services_of(request)
-    if len(body.message) > services.config.limits.message_chars_max:
-        raise InvalidArgument(
-            "message", body.message, f"has more than {services.config.limits.message_chars_max} characters"
-        )
-    question = Question(
-        tenant=caller.tenant,
+    question = _question(services, caller.tenant, body)
+    asked = await ask(request, question, key or body.request_id)
+    events = await services.turns.follow(caller.tenant, asked.session_id, asked.turn_id)
+    if body.stream:
+        response: Response = streamed(events, location=events_path(asked.session_id, asked.turn_id))
+    else:
+        names = {"turn_id": asked.turn_id, "session_id": asked.session_id}
+        response = reply({**names, **await gathered(events)})
+    if asked.joined:
+        response.headers[REPLAYED_HEADER] = "true"
+    return response
+
+
+def _question(services: Services, tenant: str, body: NewQuestion) -> Question:
+    chars_max = services.config.limits.message_chars_max
+    if body.message is None and not body.regenerate and body.replace is None:
+        raise InvalidArgument("message", None, "is required")
+    if body.message is not None and body.regenerate:
+        raise InvalidArgument("message", body.message, "goes with `replace`; to regenerate is to ask the same again")
+    if body.message is not None and len(body.message) > chars_max:
+        raise InvalidArgument("message", body.message, f"has more than {chars_max} characters")
+    if body.session_id is None and (body.regenerate or body.replace is not None):
+        raise InvalidArgument("session_id", None, "is required: there is no message to answer again without one")
+    return Question(
+        tenant=tenant,
         message=body.message,
         session_id=body.session_id,
+        replace=body.replace,
+        on_conflict=body.on_conflict,
         user_id=body.user_id,
         retrieve=body.retrieve,
         top_k=body.top_k,
         max_tokens=body.max_tokens,
         temperature=body.temperature,
     )
-    events = aiter(services.chat.options(stream=True).answer.remote(question))
-    # What is wrong with the question itself is known before the first event, and gets a status of its own.
-    first: TurnEvent = await anext(events)
-    if body.stream:
-        return EventSourceResponse(_sse(first, events), ping=PING_EVERY_S, headers={"X-Accel-Buffering": "no"})
-    return reply(await _whole(first, events))
 
 
-async def _sse(first: TurnEvent, events: AsyncIterator[TurnEvent]) -> AsyncIterator[ServerSentEvent]:
-    yield _event(first)
-    async for event in events:
-        yield _event(event)
+async def ask(request: Request, question: Question, key: str | None) -> Asked:
+    """Begins the turn that answers a question, or finds the one that the same request has begun.
 
+    Raises:
+        IdempotencyKeyReused: the key came with another question.
+    """
+    services = services_of(request)
+    begin = services.chat.begin.remote
+    if key is None:
+        asked: Asked = await begin(question)
+        return asked
+    if question.session_id is not None:
+        # The session itself knows its requests: the turn and its key can't come apart.
+        try:
+            asked = await begin(replace(question, key=key_id("turns", key)))
+        except RequestReused:
+            raise IdempotencyKeyReused(key) from None
+        return asked
 
-def _event(event: TurnEvent) -> ServerSentEvent:
-    # Text stands in the data alone, as JSON, which has no line ends: it can't become a field or another event.
-    return ServerSentEvent(data=to_json(event.data).decode(), event=event.type, id=str(event.number))
+    async def work(plan: str) -> Outcome:
+        session_id, turn_id = json.loads(plan)
+        made: Asked = await begin(replace(question, new_session_id=session_id, turn_id=turn_id))
+        return Outcome(content={"session_id": made.session_id, "turn_id": made.turn_id})
 
-
-async def _whole(first: TurnEvent, events: AsyncIterator[TurnEvent]) -> dict[str, Any]:
-    answer: dict[str, Any] = {**first.data, "text": "", "sources": []}
-    text: list[str] = []
-    async for event in events:
-        match event.type:
-            case "text.delta":
-                text.append(event.data["text"])
-            case "sources" | "turn.completed":
-                answer.update(event.data)
-            case "error":
-                _raise(event.data)
-    answer["text"] = "".join(text)
-    return answer
-
-
-def _raise(error: dict[str, Any]) -> None:
-    if error["retryable"]:
-        raise ModelUnavailable(error["message"], error["retry_after_s"] or 1.0)
-    raise ModelRefused(error["message"], error["code"])
+    payload: dict[str, Any] = {"message": question.message, "user_id": question.user_id, **question.request()}
+    plan = json.dumps([services.sessions.new_id(), new_turn_id()])
+    outcome = await outcome_once(request, question.tenant, key, payload, plan=plan, work=work)
+    return Asked(**outcome.content, joined=outcome.replayed)

@@ -23,6 +23,7 @@ from deployments.ingress.services import Services
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.sessions import Sessions
+from deployments.turns import Turns
 
 #: An open stream holds one for as long as it is open; Serve's own default is 5.
 REQUESTS_AT_ONCE_MAX = 500
@@ -42,6 +43,7 @@ class Ingress:
         search: DeploymentHandle,
     ) -> None:
         objects = connect()
+        sessions = Sessions(objects, tenants, ActivityLog(objects), time.time)
         self._services = Services(
             config=config,
             tenants=tenants,
@@ -49,7 +51,8 @@ class Ingress:
             operator=Operator(objects),
             keyring=Keyring(tenants.values()),
             limiter=Limiter(objects, tenants),
-            sessions=Sessions(objects, tenants, ActivityLog(objects), time.time),
+            sessions=sessions,
+            turns=Turns(sessions),
             idempotency=Idempotency(objects, time.time),
             chat=chat,
             ingest=ingest,

@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Request, Response
 
 from actors.runtime.fingerprint import fingerprint
 from deployments.errors import IdempotencyKeyMalformed
-from deployments.idempotency import KeyedRequest, Outcome
+from deployments.idempotency import Answer, KeyedRequest, Outcome
 from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import services_of
 from deployments.keyring import Principal
@@ -93,12 +93,25 @@ async def answer_once(
     """
     if key is None:
         return reply((await work(plan)).content, status)
-    route = f"{request.method} {request.url.path}"
-    # In a thread: it may be all of a long body.
-    requested = await asyncio.to_thread(fingerprint, route, (payload,), {})
-    keyed = KeyedRequest(tenant=caller.tenant, route=route, key=key, fingerprint=requested.hex())
-    answer = await services_of(request).idempotency.answer(keyed, plan, work)
+    answer = await outcome_once(request, caller.tenant, key, payload, plan=plan, work=work)
     response = reply(answer.content, status)
     if answer.replayed:
         response.headers[REPLAYED_HEADER] = "true"
     return response
+
+
+async def outcome_once(
+    request: Request,
+    tenant: str,
+    key: str,
+    payload: Any,
+    *,
+    plan: str,
+    work: Callable[[str], Awaitable[Outcome]],
+) -> Answer:
+    """What `work` led to, or what it led to when the key came before. Arguments as of `answer_once`."""
+    route = f"{request.method} {request.url.path}"
+    # In a thread: it may be all of a long body.
+    requested = await asyncio.to_thread(fingerprint, route, (payload,), {})
+    keyed = KeyedRequest(tenant=tenant, route=route, key=key, fingerprint=requested.hex())
+    return await services_of(request).idempotency.answer(keyed, plan, work)

@@ -24,6 +24,7 @@ from actors import DurableError, InvalidArgument, ObjectConflict, ObjectNotFound
 from deployments.document_errors import DocumentError, DocumentTooLarge
 from deployments.errors import (
     BodyTooLarge,
+    EventsGone,
     Forbidden,
     IdempotencyKeyBusy,
     IdempotencyKeyMalformed,
@@ -86,7 +87,9 @@ def problem_of(error: Exception) -> Response:
         case ObjectNotFound():
             return problem(404, "there is no such thing, or it is not yours")
         case ObjectConflict():
-            return problem(409, "the object is there already, or has calls under way that this would disturb")
+            return problem(409, error.reason)
+        case EventsGone():
+            return problem(410, "the turn's events are no longer kept; its messages are in the session's history")
         case BodyTooLarge():
             return problem(413, f"a body has at most {error.size_bytes_max} bytes")
         case InvalidArgument():

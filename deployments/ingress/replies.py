@@ -9,6 +9,8 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from actors.turn import TurnStatus
+
 
 def reply(content: Any, status: int = 200) -> Response:
     """JSON of plain data. The data is the service's own, so nothing validates it on its way out."""
@@ -102,6 +104,42 @@ class Answer(BaseModel):
     sources: list[Source]
     finish_reason: str
     usage: Usage
+
+
+class TurnProblem(BaseModel):
+    code: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None
+
+
+class Turn(BaseModel):
+    """An answer and how far it is. Times are seconds since 1970.
+
+    `message_id` is the question's, `answer_id` the answer's where there is one, `last_event` the number of the newest
+    event.
+    """
+
+    id: str
+    status: TurnStatus
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    message_id: int | None
+    answer_id: int | None
+    attempt: int
+    last_event: int
+    cancel_requested: bool
+    finish_reason: str | None
+    usage: Usage | None
+    error: TurnProblem | None
+
+
+class TurnList(BaseModel):
+    """Newest first. Where `has_more`, ask again with `before` the last id."""
+
+    turns: list[Turn]
+    has_more: bool
 
 
 class IngestedDocument(BaseModel):

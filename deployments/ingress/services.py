@@ -15,6 +15,7 @@ from deployments.idempotency import Idempotency
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.sessions import Sessions
+from deployments.turns import Turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class Services:
     keyring: Keyring
     limiter: Limiter
     sessions: Sessions
+    turns: Turns
     idempotency: Idempotency
     chat: DeploymentHandle
     ingest: DeploymentHandle

@@ -1,0 +1,279 @@
+"""How is a claimed turn run to its end?
+
+Documents are searched, the model is asked, and what comes of it is written into the session as it comes. A runner
+tells the session all the while that it lives, and stops when the session says so. Whatever happens, it ends the turn,
+gives it back to be run again, or loses it to whoever the session takes for alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
+
+from actors import ChatSession, DurableError, ObjectNotFound
+from actors.chat_session import Ended
+from actors.document_index import Passage
+from actors.message import Message
+from actors.runtime.namespace import Stub
+from actors.turn import Claim, FinalStatus, TurnError, Usage
+from configs.tenant import TenantConfig
+from deployments import prompt
+from deployments.activity import ActivityLog
+from deployments.chat_request import ChatRequest, Finished, TextDelta
+from deployments.documents import source_of
+from deployments.errors import ModelError, ModelUnavailable, ServiceError
+from deployments.prompt import Prompt
+from deployments.turn_writer import TurnWriter
+
+logger = logging.getLogger("mobula.chat")
+
+#: How long the session is asked at a time whether the turn goes on; it takes a runner for dead after several of these.
+ATTEND_S = 3.0
+#: How long the session is asked at a time whether a turn's time has come.
+CLAIM_WAIT_S = 5.0
+#: A model that wants to be left alone for longer is not waited for.
+RETRY_PAUSE_MAX_S = 5.0
+LOST_PAUSE_S = 1.0
+
+
+class TurnRunner:
+    """Runs turns of any session."""
+
+    def __init__(
+        self,
+        *,
+        tenants: Mapping[str, TenantConfig],
+        model: DeploymentHandle,
+        search: DeploymentHandle,
+        activity: ActivityLog,
+    ) -> None:
+        self._tenants = tenants
+        self._model = model.options(stream=True)
+        self._search = search
+        self._activity = activity
+
+    async def run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> None:
+        """Runs the turn when its time has come, as often as it may be tried, unless another runs it."""
+        while True:
+            while claim is None:
+                claiming = await session.claim(turn_id, runner, CLAIM_WAIT_S)
+                claim = claiming["claim"]
+                if claim is None and claiming["turn"]["status"] != "queued":
+                    return
+            pause_s = await self._attempt(session, claim)
+            if pause_s is None:
+                return
+            await asyncio.sleep(pause_s)
+            claim = None
+
+    async def _attempt(self, session: Stub[ChatSession], claim: Claim) -> float | None:
+        """Returns the pause after which the turn is to be claimed again; None if it is over."""
+        turn_id, attempt = claim["turn_id"], claim["attempt"]
+        writer = TurnWriter(session, claim)
+        await writer.start()
+        failure: Exception | None = None
+        finished: Finished | None = None
+        loop = asyncio.get_running_loop()
+        work = loop.create_task(self._work(session.id.tenant, session.id.name, claim, writer))
+        attending = loop.create_task(self._attend(session, turn_id, attempt, writer))
+        stopped = loop.create_task(writer.stopped.wait())
+        try:
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                finished = work.result()
+        except Exception as error:  # whatever it was, the turn has to end
+            failure = error
+        finally:
+            await _cancelled(work, stopped, attending)
+        with contextlib.suppress(DurableError):  # what could not be written is in the rest
+            await writer.close()
+        try:
+            return await self._conclude(session, claim, writer, finished, failure)
+        except ObjectNotFound:
+            return None  # the session was deleted, or has expired
+
+    async def _conclude(
+        self,
+        session: Stub[ChatSession],
+        claim: Claim,
+        writer: TurnWriter,
+        finished: Finished | None,
+        failure: Exception | None,
+    ) -> float | None:
+        turn_id, attempt = claim["turn_id"], claim["attempt"]
+        error: TurnError | None = None
+        status: FinalStatus = "completed"
+        usage = _usage(finished) if finished is not None else _estimated(claim, writer)
+        if finished is None and failure is None:
+            status = "cancelled"
+        elif failure is not None:
+            if not isinstance(known(failure), DurableError | ServiceError):
+                logger.error("tenant=%s turn failed", session.id.tenant, exc_info=failure)
+            error = as_error(known(failure))
+            status = "incomplete" if writer.has_content else "failed"
+            if status == "failed" and self._may_retry(session.id.tenant, attempt, error):
+                after, rest = writer.take_rest()
+                await session.record(turn_id, attempt, after, rest)
+                if await session.release(turn_id, attempt, error["code"]):
+                    return error["retry_after_s"] or LOST_PAUSE_S
+                return None
+        after, rest = writer.take_rest()
+        ended: Ended = await session.finish(
+            turn_id,
+            attempt,
+            after,
+            rest,
+            status,
+            finish_reason=finished.finish_reason if finished is not None else None,
+            usage=usage if finished is not None or writer.has_content else None,
+            error=error,
+        )
+        self._activity.note(session.id.tenant, session.id.name, ended)
+        return None
+
+    def _may_retry(self, tenant: str, attempt: int, error: TurnError) -> bool:
+        return (
+            error["retryable"]
+            and (error["retry_after_s"] or LOST_PAUSE_S) <= RETRY_PAUSE_MAX_S
+            and attempt < self._tenants[tenant].turns.attempts_max
+        )
+
+    async def _attend(self, session: Stub[ChatSession], turn_id: str, attempt: int, writer: TurnWriter) -> None:
+        while not writer.stopped.is_set():
+            try:
+                if not await session.attend(turn_id, attempt, ATTEND_S):
+                    writer.stopped.set()
+            except ObjectNotFound:
+                writer.stopped.set()
+            except DurableError as error:
+                # The claim lapses if this goes on, and then the session says so.
+                logger.warning("tenant=%s turn=%s session not reached: %s", session.id.tenant, turn_id, error)
+                await asyncio.sleep(LOST_PAUSE_S)
+
+    async def _work(self, tenant_name: str, session_id: str, claim: Claim, writer: TurnWriter) -> Finished:
+        tenant = self._tenants[tenant_name]
+        request = claim["request"]
+        question, history = claim["message"], claim["history"]
+        passages: list[Passage] = []
+        if not claim["is_created"]:
+            await writer.add("turn.created", self._created(tenant, session_id, claim))
+        if request["retrieve"]:
+            found = await self._search.find.remote(tenant_name, question, top_k=request["top_k"])
+            passages = found.passages
+        made = build_prompt(tenant, question, history, passages, request["max_tokens"])
+        await writer.add("sources", {"sources": [source_of(passage) for passage in made.passages]})
+        asked = ChatRequest(
+            messages=made.messages,
+            max_tokens=max_tokens(tenant, request["max_tokens"]),
+            temperature=tenant.model.temperature if request["temperature"] is None else request["temperature"],
+            timeout_s=tenant.model.timeout_s,
+            base_url=tenant.model.base_url,
+            model=tenant.model.model,
+            api_key_env=tenant.model.api_key_env,
+        )
+        finished: Finished | None = None
+        answer = self._model.stream.remote(asked)
+        try:
+            async for event in answer:
+                if isinstance(event, TextDelta):
+                    await writer.add("text.delta", {"text": event.text})
+                else:
+                    finished = event
+        finally:
+            answer.cancel()  # nobody else tells the model's replica that its listener has gone
+        if finished is None:
+            raise ModelUnavailable("the answer broke off", 1.0)
+        return finished
+
+    def _created(self, tenant: TenantConfig, session_id: str, claim: Claim) -> dict[str, Any]:
+        return {"turn_id": claim["turn_id"], "session_id": session_id, "message_id": claim["message_id"]}
+
+
+def build_prompt(
+    tenant: TenantConfig,
+    question: str,
+    history: list[Message],
+    passages: list[Passage],
+    max_tokens_asked: int | None,
+) -> Prompt:
+    """
+    Raises:
+        InvalidArgument: the question does not fit even by itself.
+    """
+    return prompt.build(
+        system=tenant.model.system_prompt,
+        history=history,
+        question=question,
+        passages=passages,
+        fence=f"<<{secrets.token_hex(8)}>>",
+        passages_chars_max=tenant.retrieval.context_chars_max,
+        context_tokens=tenant.model.context_tokens,
+        max_tokens=max_tokens(tenant, max_tokens_asked),
+    )
+
+
+def max_tokens(tenant: TenantConfig, asked: int | None) -> int:
+    """What the client asks for, and no more than the tenant may."""
+    return min(asked or tenant.model.max_tokens, tenant.model.max_tokens)
+
+
+async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    # Their errors were seen, or are of no more interest.
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _usage(finished: Finished) -> Usage:
+    return {
+        "input_tokens": finished.input_tokens,
+        "output_tokens": finished.output_tokens,
+        "total_tokens": finished.input_tokens + finished.output_tokens,
+        "estimated": finished.estimated,
+    }
+
+
+def _estimated(claim: Claim, writer: TurnWriter) -> Usage:
+    """What was used of a model that was not let finish, which is when it would say."""
+    chars = len(claim["message"]) + sum(len(message["content"]) for message in claim["history"])
+    finished = Finished(finish_reason="", input_tokens=-(-chars // 4), output_tokens=writer.text_pieces, estimated=True)
+    return _usage(finished)
+
+
+def known(error: Exception) -> Exception:
+    """The error as one of ours: Ray raises mixtures, and its own where a part of the service was lost."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, DurableError | ServiceError):
+        return cause
+    if isinstance(error, DurableError | ServiceError):
+        return error
+    if isinstance(error, RayError):
+        return ModelUnavailable("a part of the service was lost", LOST_PAUSE_S)
+    return ModelUnavailable("the turn failed", LOST_PAUSE_S)
+
+
+def as_error(error: Exception) -> TurnError:
+    """An error for a client: nothing of paths, processes or objects, which other errors' texts name."""
+    retryable = bool(getattr(error, "retryable", False))
+    match error:
+        case ModelError():
+            message = str(error)
+        case ObjectNotFound():
+            message = "the session was deleted or has expired"
+        case _ if retryable:
+            message = "a part of the service is busy or restarting"
+        case _:
+            message = "the turn failed"
+    return {
+        "code": type(error).__name__,
+        "message": message,
+        "retryable": retryable,
+        "retry_after_s": getattr(error, "retry_after_s", None),
+    }

@@ -1,0 +1,114 @@
+"""How does what a runner makes get into its session?
+
+A writer takes events at any speed and writes them down in batches: the first at once, the next ones after a short
+pause, or sooner if there are many. Pieces of text that wait together become one event. One batch is on its way at a
+time, so that the numbers of events can't go wrong, and whoever adds faster than they leave is made to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from actors import ChatSession, ObjectNotFound
+from actors.runtime.namespace import Stub
+from actors.turn import CONTENT, Claim, EventType, NewEvent
+
+#: Between two batches. Short enough for a reader to see text flow.
+FLUSH_EVERY_S = 0.04
+#: Pieces that are not kept waiting.
+FLUSH_PIECES = 16
+#: Characters that may wait before the one who adds them does.
+WAITING_CHARS_MAX = 256 * 1024
+
+
+class TurnWriter:
+    """Writes one claim's events. Use as a context; what waits when it is left is `take_rest`'s to have."""
+
+    def __init__(self, session: Stub[ChatSession], claim: Claim, *, flush_every_s: float = FLUSH_EVERY_S) -> None:
+        self._session = session
+        self._claim = claim
+        self._flush_every_s = flush_every_s
+        self._after = claim["last_event"]
+        self._waiting: list[NewEvent] = []
+        self._pieces = 0
+        self._chars = 0
+        self._news = asyncio.Event()
+        self._many = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        #: The session has the turn stopped, or knows it no more.
+        self.stopped = asyncio.Event()
+        #: Something of the answer was added, whether or not it was written yet.
+        self.has_content = False
+        #: Pieces of text that were added: what a model that counts no tokens has used.
+        self.text_pieces = 0
+
+    async def add(self, event_type: EventType, data: dict[str, Any]) -> None:
+        self.has_content |= event_type in CONTENT
+        last = self._waiting[-1] if self._waiting else None
+        if event_type == "text.delta":
+            self.text_pieces += 1
+            self._chars += len(data["text"])
+        if event_type == "text.delta" and last is not None and last["type"] == "text.delta":
+            last["data"] = {"text": last["data"]["text"] + data["text"]}
+        else:
+            self._waiting.append({"type": event_type, "data": data})
+        self._pieces += 1
+        self._news.set()
+        if self._pieces >= FLUSH_PIECES:
+            self._many.set()
+        if self._chars > WAITING_CHARS_MAX:
+            self._room.clear()
+            await self._room.wait()
+
+    async def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._write())
+
+    async def close(self) -> None:
+        """Returns when nothing is on its way any more.
+
+        Raises:
+            DurableError: what was added could not be written.
+        """
+        self._closing = True
+        self._news.set()
+        self._many.set()
+        if self._task is not None:
+            await self._task
+
+    def take_rest(self) -> tuple[int, list[NewEvent]]:
+        """What was not written, and the number of the last event that was. Only when it is closed."""
+        rest, self._waiting = self._waiting, []
+        return self._after, rest
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._news.wait()
+                if self._closing or self.stopped.is_set():
+                    return
+                self._news.clear()
+                self._many.clear()
+                batch, self._waiting, self._pieces, self._chars = self._waiting, [], 0, 0
+                self._room.set()
+                try:
+                    goes_on = await self._session.record(
+                        self._claim["turn_id"], self._claim["attempt"], self._after, batch
+                    )
+                except ObjectNotFound:
+                    goes_on = False
+                self._after += len(batch)
+                if not goes_on:
+                    self.stopped.set()
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._flush_every_s):
+                        await self._many.wait()
+        finally:
+            # Nobody waits for room that will not come.
+            self._room.set()
+            self._chars = 0

@@ -1,0 +1,103 @@
+"""How is a turn followed, looked up and stopped?
+
+Readers read what the session has written down and nothing else: any number of them, from any process, from any event
+on, and all see the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+from actors import ChatSession, DurableError, ObjectNotFound
+from actors.chat_session import TurnPage
+from actors.runtime.namespace import Stub
+from actors.turn import FINAL, EventPage, TurnEvent, TurnInfo
+from deployments.errors import EventsGone
+from deployments.sessions import Sessions
+
+#: How long the session is asked at a time for the next event.
+EVENTS_WAIT_S = 15.0
+#: How long a reader goes on asking a session that can't be reached.
+LOST_FOR_MAX_S = 60.0
+LOST_PAUSE_S = 0.5
+#: How long a caller that has a turn stopped waits for its end.
+CANCELLED_WITHIN_S = 5.0
+_TURN_ID = re.compile(r"t[0-9a-f]{24}")
+
+
+class Turns:
+    """The turns of all sessions."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def follow(self, tenant: str, session_id: str, turn_id: str, *, after: int = 0) -> AsyncIterator[TurnEvent]:
+        """The turn's events behind number `after`, as they come, up to the last one.
+
+        Raises:
+            ObjectNotFound: at once.
+            EventsGone: at once; the turn has ended, and its events are no longer kept.
+        """
+        session = self._sessions.get(tenant, session_id)
+        _require_turn_id(turn_id)
+        page: EventPage = await session.events(turn_id, after)
+        if page["is_over"] and not page["events"] and (await session.turn(turn_id))["last_event"] > after:
+            raise EventsGone(turn_id)
+        return self._follow(session, turn_id, page, after)
+
+    async def _follow(
+        self, session: Stub[ChatSession], turn_id: str, page: EventPage, after: int
+    ) -> AsyncIterator[TurnEvent]:
+        loop = asyncio.get_running_loop()
+        heard_at_s = loop.time()
+        while True:
+            for event in page["events"]:
+                yield event
+                after = event["number"]
+            if page["is_over"]:
+                return
+            try:
+                page = await session.events(turn_id, after, EVENTS_WAIT_S)
+                heard_at_s = loop.time()
+            except DurableError as error:
+                if not error.retryable or loop.time() > heard_at_s + LOST_FOR_MAX_S:
+                    raise
+                page = {"events": [], "is_over": False}
+                await asyncio.sleep(error.retry_after_s or LOST_PAUSE_S)
+
+    async def get(self, tenant: str, session_id: str, turn_id: str) -> TurnInfo:
+        """
+        Raises:
+            ObjectNotFound
+        """
+        _require_turn_id(turn_id)
+        turn: TurnInfo = await self._sessions.get(tenant, session_id).turn(turn_id)
+        return turn
+
+    async def page(self, tenant: str, session_id: str, *, limit: int, before: str | None) -> TurnPage:
+        """Turns, newest first."""
+        if before is not None:
+            _require_turn_id(before)
+        page: TurnPage = await self._sessions.get(tenant, session_id).turns(limit, before)
+        return page
+
+    async def cancel(self, tenant: str, session_id: str, turn_id: str) -> TurnInfo:
+        """Has the turn stopped, and waits a little for its end. One that has ended stays as it is."""
+        _require_turn_id(turn_id)
+        session = self._sessions.get(tenant, session_id)
+        turn: TurnInfo = await session.cancel(turn_id)
+        try:
+            async with asyncio.timeout(CANCELLED_WITHIN_S):
+                while turn["status"] not in FINAL:
+                    await session.events(turn_id, turn["last_event"], CANCELLED_WITHIN_S)
+                    turn = await session.turn(turn_id)
+        except TimeoutError:
+            pass  # it is shown as it is: asked to end
+        return turn
+
+
+def _require_turn_id(turn_id: str) -> None:
+    if not _TURN_ID.fullmatch(turn_id):
+        raise ObjectNotFound("turn/?")
