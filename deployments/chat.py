@@ -104,10 +104,6 @@ class Chat:
         if self._running:
             await asyncio.wait(self._running, timeout=within_s)
 
-    async def __del__(self) -> None:
-        # Serve awaits it, before it ends the replica.
-        await self.drain()
-
     def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
         settings = tenant.turns
         return {
@@ -158,6 +154,14 @@ class Chat:
                 self._start(self._run(session, orphan["turn_id"], secrets.token_hex(8), None))
 
 
+class ChatReplica(Chat):
+    """As Serve runs it."""
+
+    async def __del__(self) -> None:
+        # Serve awaits it, before it ends the replica.
+        await self.drain()
+
+
 # Not a decorator of the class: type checkers take a decorated class for the class itself, which has no `bind`.
 ChatDeployment: Any = serve.deployment(
     num_replicas=1,
@@ -165,4 +169,4 @@ ChatDeployment: Any = serve.deployment(
     max_queued_requests=TURNS_AT_ONCE_MAX,
     ray_actor_options={"num_cpus": 0.2},
     graceful_shutdown_timeout_s=DRAIN_S + 5,
-)(Chat)
+)(ChatReplica)

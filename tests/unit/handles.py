@@ -58,7 +58,9 @@ class HandleMethod:
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = pickle.loads(pickle.dumps((args, kwargs)))
-        return self._stream(args, kwargs) if inspect.isasyncgenfunction(self._method) else self._call(args, kwargs)
+        if inspect.isasyncgenfunction(self._method):
+            return HandleStream(self._stream(args, kwargs))
+        return self._call(args, kwargs)
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         error = self._error()
@@ -78,6 +80,20 @@ class HandleMethod:
                 yield value
         except Exception as raised:  # as Ray does with whatever a deployment raises
             raise as_ray_raises(raised) from None
+
+
+class HandleStream:
+    """What a method yields. Cancelled, it ends the method at the next chance, as Serve does."""
+
+    def __init__(self, values: AsyncGenerator[Any, None]) -> None:
+        self._values = values
+        self.cancelled = False
+
+    def __aiter__(self) -> AsyncGenerator[Any, None]:
+        return self._values
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 def as_ray_raises(error: Exception) -> Exception:

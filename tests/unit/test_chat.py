@@ -17,7 +17,7 @@ from actors.message import Message
 from actors.runtime.clock import ManualClock
 from configs.tenant import ModelConfig, RetrievalConfig
 from deployments.activity import ActivityLog
-from deployments.chat import Chat, Turn
+from deployments.chat import Chat
 from deployments.documents import Found
 from deployments.errors import (
     ModelRefused,
@@ -27,7 +27,7 @@ from deployments.errors import (
     VectorStoreOwned,
     VectorsUnavailable,
 )
-from deployments.question import Question, TurnEvent
+from deployments.question import Question
 from deployments.sessions import Sessions
 from tests.unit.handles import EchoModel, FailingObjects, Handle, as_ray_raises, tenant
 
@@ -92,12 +92,12 @@ def _question(message: str = "Why?", **fields: Any) -> Question:
     return Question(**{"tenant": "acme", "message": message, **fields})
 
 
-async def _all(events: AsyncIterator[TurnEvent]) -> list[TurnEvent]:
+async def _all(events: AsyncIterator[Any]) -> list[Any]:
     async with asyncio.timeout(20):
         return [event async for event in events]
 
 
-def _types(events: list[TurnEvent]) -> list[str]:
+def _types(events: list[Any]) -> list[str]:
     return [event.type for event in events]
 
 
