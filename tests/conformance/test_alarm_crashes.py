@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from actors.runtime import AlarmInfo, ObjectReset
+from actors.runtime import ObjectReset
 from actors.runtime.alarms import entry_of
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
-from tests.conformance.classes import Desk, desk_with
+from tests.conformance.classes import Desk
 from tests.conformance.support import FAR_S
 
 
@@ -172,23 +172,6 @@ class TestCrashes:
         assert await desk.runs() == []
         await lab.advance(1)
         assert len(await desk.runs()) == 1
-
-    @pytest.mark.parametrize("reached_disk", [False, True])
-    async def test_a_handlers_end_and_its_writes_are_one_commit(self, reached_disk: bool) -> None:
-        told: list[AlarmInfo] = []
-
-        def alarm(self: Desk, info: AlarmInfo) -> None:
-            told.append(info)
-            self.add("x")
-
-        desk_class = desk_with(alarm)
-        async with Lab([desk_class]) as own:
-            desk = own.get(desk_class, "acme", "d")
-            await desk.set_alarm_in(10)
-            own.crash_in_next_commit(desk, reached_disk=reached_disk)
-            await own.advance(10)
-            assert len(told) == (1 if reached_disk else 2)
-            assert await desk.lines() == ["x"]
 
     async def test_an_alarm_of_an_object_whose_file_is_gone_is_dropped(
         self, tmp_path: Path, settings: dict[str, Any], entries: Callable[[], list[tuple[str, float]]]
