@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, TypedDict
+from typing import Any
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
+from typing_extensions import TypedDict
 
 from actors.directory import DIRECTORY_NAME, Directory, SessionMetadata
 from actors.runtime import AlarmInfo, DurableObject, InvalidArgument, ObjectNotFound, exactly_once, idempotent, read

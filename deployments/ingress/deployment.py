@@ -13,16 +13,11 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from actors import ManagedObjects, Operator
+from actors import ManagedObjects
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
-from deployments.activity import ActivityLog
-from deployments.idempotency import Idempotency
 from deployments.ingress import app
 from deployments.ingress.services import Services
-from deployments.keyring import Keyring
-from deployments.limiter import Limiter
-from deployments.sessions import Sessions
 
 #: An open stream holds one for as long as it is open; Serve's own default is 5.
 REQUESTS_AT_ONCE_MAX = 500
@@ -41,19 +36,8 @@ class Ingress:
         ingest: DeploymentHandle,
         search: DeploymentHandle,
     ) -> None:
-        objects = connect()
-        self._services = Services(
-            config=config,
-            tenants=tenants,
-            objects=objects,
-            operator=Operator(objects),
-            keyring=Keyring(tenants.values()),
-            limiter=Limiter(objects, tenants),
-            sessions=Sessions(objects, tenants, ActivityLog(objects), time.time),
-            idempotency=Idempotency(objects, time.time),
-            chat=chat,
-            ingest=ingest,
-            search=search,
+        self._services = Services.over(
+            connect(), config=config, tenants=tenants, now=time.time, chat=chat, ingest=ingest, search=search
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

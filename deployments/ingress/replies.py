@@ -9,6 +9,9 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
+from actors import chat_session, document_index, key_value
+from actors.directory import SessionMetadata
+
 
 def reply(content: Any, status: int = 200) -> Response:
     """JSON of plain data. The data is the service's own, so nothing validates it on its way out."""
@@ -30,18 +33,8 @@ def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]
     return {status: {"description": description, "content": content} for status, description in descriptions.items()}
 
 
-class Session(BaseModel):
+class Session(SessionMetadata):
     """Times are seconds since 1970."""
-
-    id: str
-    tenant: str
-    user_id: str | None
-    title: str | None
-    metadata: dict[str, str]
-    created_at: float
-    last_active_at: float
-    expires_at: float | None
-    message_count: int
 
 
 class SessionList(BaseModel):
@@ -51,15 +44,8 @@ class SessionList(BaseModel):
     has_more: bool
 
 
-class Message(BaseModel):
+class Message(chat_session.Message):
     """`data` of an answer holds its sources, usage and how it ended."""
-
-    id: int
-    role: str
-    content: str
-    tokens: int | None
-    data: dict[str, Any] | None
-    created_at: float
 
 
 class MessageList(BaseModel):
@@ -115,19 +101,12 @@ class IngestedDocuments(BaseModel):
     documents: list[IngestedDocument]
 
 
-class DocumentEntry(BaseModel):
-    id: str
-    title: str
-    metadata: dict[str, Any]
-    content_hash: str
-    chunk_count: int
-    chars: int
-    created_at: float
-    updated_at: float
+class DocumentEntry(document_index.DocumentEntry):
+    """Times are seconds since 1970."""
 
 
-class Document(DocumentEntry):
-    text: str
+class Document(document_index.Document):
+    """A document with its text."""
 
 
 class DocumentList(BaseModel):
@@ -148,11 +127,8 @@ class SearchResults(BaseModel):
     cached: bool
 
 
-class Item(BaseModel):
-    key: str
-    value: Any
-    updated_at: float
-    expires_at: float | None
+class Item(key_value.Item):
+    """Times are seconds since 1970."""
 
 
 class ItemList(BaseModel):
