@@ -45,11 +45,6 @@ class Parts:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock)
     yield objects

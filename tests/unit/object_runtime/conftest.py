@@ -16,11 +16,6 @@ from tests.unit.object_runtime.backend import SETTINGS, opened
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def backend(data_dir: Path, clock: ManualClock) -> Iterator[LocalBackend]:
     with opened(data_dir, clock) as backend:
         yield backend
