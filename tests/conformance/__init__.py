@@ -17,9 +17,9 @@
 
 What holds everywhere, in process and on Ray, stands in classes whose names don't begin with `Test`: `Alarms`, `Calls`,
 ... In process their tests run in the same file, twice: on objects that stay resident, and on objects that hibernate
-after each turn. On Ray they run in `test_on_ray`. The other classes hold gates, turn clocks, spoil
-commits and lose hosts at chosen moments, which takes `actors.testing.Lab`. What killed processes leave is tested in
-`tests/fault`, and any sequence of all this against a plain model in `tests/property`.
+after each turn. On Ray they run in `test_on_ray`. The other classes hold gates, turn clocks, spoil commits and lose
+hosts at chosen moments, which takes `actors.testing.Lab`. What killed processes leave is tested in `tests/fault`, and
+any sequence of all this against a plain model in `tests/property`.
 """
 
 from __future__ import annotations

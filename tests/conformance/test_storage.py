@@ -50,7 +50,7 @@ class Sql:
         "statement",
         [
             "ATTACH ':memory:' AS other",
-            "ATTACH '/tmp/other.sqlite' AS other",
+            "ATTACH '/nowhere/other.sqlite' AS other",
             "DETACH main",
             "PRAGMA synchronous = OFF",
             "PRAGMA journal_mode = DELETE",
