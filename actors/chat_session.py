@@ -14,10 +14,11 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
+from typing_extensions import TypedDict
 
 from actors import turn_ledger
 from actors.directory import DIRECTORY_NAME, Directory, SessionMetadata

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
+from typing_extensions import TypedDict
 
 from actors.runtime import AlarmInfo, DurableObject, idempotent, read
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
+from typing_extensions import TypedDict
 
 from actors.runtime import DurableObject, InvalidArgument, exactly_once, read
 

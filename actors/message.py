@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
+
+from typing_extensions import TypedDict
 
 #: What a model is told of a tool whose result never came.
 NO_RESULT = json.dumps({"error": "the turn ended before the tool had answered"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from actors.runtime.object_id import ObjectId
@@ -35,15 +35,7 @@ class ObjectInfo:
             "class": self.id.class_name,
             "tenant": _in_utf8(self.id.tenant),
             "name": _in_utf8(self.id.name),
-            "size_bytes": self.size_bytes,
-            "last_active_at": self.last_active_at,
-            "alarm_at": self.alarm_at,
-            "schema_version": self.schema_version,
-            "migrations": self.migrations,
-            "resident": self.resident,
-            "quarantined": self.quarantined,
-            "calls_waiting": self.calls_waiting,
-            "problem": self.problem,
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "id"},
         }
 
 

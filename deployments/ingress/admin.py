@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field, PlainValidator
 from starlette.requests import ClientDisconnect
@@ -77,6 +77,16 @@ class NewQuery(Body):
     timeout_s: Annotated[float, Field(gt=0, le=TIMEOUT_MAX_S)] = TIMEOUT_DEFAULT_S
 
 
+async def _named(caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None) -> ObjectId:
+    if tenant not in (None, caller.tenant) and "operator" not in caller.scopes:
+        raise ObjectNotFound("tenant")
+    return ObjectId(class_name, tenant or caller.tenant, name)
+
+
+#: The object that a request names, of those that its caller may look after.
+Named = Annotated[ObjectId, Depends(_named)]
+
+
 def body_bytes_max(path: str) -> int | None:
     """How long a request's body may be, where it is not what it may be elsewhere."""
     return IMPORT_BYTES_MAX if path.startswith(f"{PREFIX}/") and path.endswith("/import") else None
@@ -106,34 +116,25 @@ async def page(
 
 
 @router.get("/{class_name}", response_model=replies.ManagedObject)
-async def describe(
-    request: Request, caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None
-) -> Response:
+async def describe(request: Request, caller: Caller, object_id: Named) -> Response:
     """One object, without waking it."""
-    object_id = _id(caller, class_name, tenant, name)
     return reply((await services_of(request).operator.describe(object_id)).plain())
 
 
 @router.delete("/{class_name}", status_code=204)
-async def delete(
-    request: Request, caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None
-) -> Response:
+async def delete(request: Request, caller: Caller, object_id: Named) -> Response:
     """Removes the object's database, alarm and record of trouble. What others know of it, they still know."""
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "delete", object_id)
     await services_of(request).operator.delete(object_id)
     return Response(status_code=204)
 
 
 @router.post("/{class_name}/query", response_model=replies.QueryRows)
-async def query(
-    request: Request, caller: Caller, class_name: ClassName, name: Name, body: NewQuery, tenant: Tenant = None
-) -> Response:
+async def query(request: Request, caller: Caller, object_id: Named, body: NewQuery) -> Response:
     """Runs a statement that reads on the object's database, between two of its calls.
 
     Values that JSON has no word for are objects: `{"base64": "..."}` for bytes, `{"float": "inf"}`.
     """
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "query", object_id)
     try:
         result = await services_of(request).operator.query(
@@ -146,9 +147,8 @@ async def query(
 
 
 @router.post("/{class_name}/evict", status_code=204, responses=_CONFLICT)
-async def evict(request: Request, caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None) -> Response:
+async def evict(request: Request, caller: Caller, object_id: Named) -> Response:
     """Has the object leave memory. Nothing is lost by it. 409 while it has calls running or waiting."""
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "evict", object_id)
     if not await services_of(request).operator.evict(object_id):
         raise ObjectConflict(str(object_id), "calls are running or waiting")
@@ -156,21 +156,15 @@ async def evict(request: Request, caller: Caller, class_name: ClassName, name: N
 
 
 @router.post("/{class_name}/alarm", response_model=replies.Fired)
-async def fire_alarm(
-    request: Request, caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None
-) -> Response:
+async def fire_alarm(request: Request, caller: Caller, object_id: Named) -> Response:
     """Runs the object's alarm now, if it has one."""
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "alarm", object_id)
     return reply({"fired": await services_of(request).operator.fire_alarm(object_id)})
 
 
 @router.post("/{class_name}/release", response_model=replies.Released)
-async def release(
-    request: Request, caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None
-) -> Response:
+async def release(request: Request, caller: Caller, object_id: Named) -> Response:
     """Ends the object's quarantine, if it is in one."""
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "release", object_id)
     return reply({"released": await services_of(request).operator.release(object_id)})
 
@@ -180,11 +174,8 @@ async def release(
     response_class=StreamingResponse,
     responses={200: {"description": "the database, as one file of SQLite", "content": _DATABASE}},
 )
-async def export(
-    request: Request, caller: Caller, class_name: ClassName, name: Name, tenant: Tenant = None
-) -> Response:
+async def export(request: Request, caller: Caller, object_id: Named) -> Response:
     """The object's database as it is between two of its calls."""
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "export", object_id)
     stack = AsyncExitStack()
     size_bytes, pieces = await stack.enter_async_context(services_of(request).operator.export(object_id))
@@ -211,13 +202,10 @@ async def export(
 async def import_(
     request: Request,
     caller: Caller,
-    class_name: ClassName,
-    name: Name,
-    tenant: Tenant = None,
+    object_id: Named,
     replace: Annotated[bool, Query(description="in place of the object that is there")] = False,
 ) -> Response:
     """Makes an exported database an object. It is looked through first, and counts as a whole or not at all."""
-    object_id = _id(caller, class_name, tenant, name)
     _note(caller, "import", object_id)
     try:
         info = await services_of(request).operator.import_(object_id, request.stream(), replace=replace)
@@ -235,12 +223,6 @@ def _any_tenant(caller: Principal, tenant: str | None) -> str | None:
     if tenant not in (None, caller.tenant):
         raise ObjectNotFound("tenant")
     return caller.tenant
-
-
-def _id(caller: Principal, class_name: str, tenant: str | None, name: str) -> ObjectId:
-    if tenant not in (None, caller.tenant) and "operator" not in caller.scopes:
-        raise ObjectNotFound("tenant")
-    return ObjectId(class_name, tenant or caller.tenant, name)
 
 
 def _note(caller: Principal, action: str, object_id: ObjectId) -> None:

@@ -13,17 +13,11 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from actors import ManagedObjects, Operator
+from actors import ManagedObjects
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
-from deployments.activity import ActivityLog
-from deployments.idempotency import Idempotency
 from deployments.ingress import app
 from deployments.ingress.services import Services
-from deployments.keyring import Keyring
-from deployments.limiter import Limiter
-from deployments.sessions import Sessions
-from deployments.turns import Turns
 
 #: An open stream holds one for as long as it is open; Serve's own default is 5.
 REQUESTS_AT_ONCE_MAX = 500
@@ -42,21 +36,8 @@ class Ingress:
         ingest: DeploymentHandle,
         search: DeploymentHandle,
     ) -> None:
-        objects = connect()
-        sessions = Sessions(objects, tenants, ActivityLog(objects), time.time)
-        self._services = Services(
-            config=config,
-            tenants=tenants,
-            objects=objects,
-            operator=Operator(objects),
-            keyring=Keyring(tenants.values()),
-            limiter=Limiter(objects, tenants),
-            sessions=sessions,
-            turns=Turns(sessions),
-            idempotency=Idempotency(objects, time.time),
-            chat=chat,
-            ingest=ingest,
-            search=search,
+        self._services = Services.over(
+            connect(), config=config, tenants=tenants, now=time.time, chat=chat, ingest=ingest, search=search
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -9,7 +9,9 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from actors.turn import TurnStatus
+from actors import document_index, key_value, message
+from actors.directory import SessionMetadata
+from actors.turn import TurnInfo
 
 
 def reply(content: Any, status: int = 200) -> Response:
@@ -32,18 +34,8 @@ def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]
     return {status: {"description": description, "content": content} for status, description in descriptions.items()}
 
 
-class Session(BaseModel):
+class Session(SessionMetadata):
     """Times are seconds since 1970."""
-
-    id: str
-    tenant: str
-    user_id: str | None
-    title: str | None
-    metadata: dict[str, str]
-    created_at: float
-    last_active_at: float
-    expires_at: float | None
-    message_count: int
 
 
 class SessionList(BaseModel):
@@ -53,15 +45,8 @@ class SessionList(BaseModel):
     has_more: bool
 
 
-class Message(BaseModel):
+class Message(message.Message):
     """`data` of an answer holds its sources, usage and how it ended."""
-
-    id: int
-    role: str
-    content: str
-    tokens: int | None
-    data: dict[str, Any] | None
-    created_at: float
 
 
 class MessageList(BaseModel):
@@ -106,33 +91,12 @@ class Answer(BaseModel):
     usage: Usage
 
 
-class TurnProblem(BaseModel):
-    code: str
-    message: str
-    retryable: bool
-    retry_after_s: float | None
-
-
-class Turn(BaseModel):
+class Turn(TurnInfo):
     """An answer and how far it is. Times are seconds since 1970.
 
     `message_id` is the question's, `answer_id` the answer's where there is one, `last_event` the number of the newest
     event.
     """
-
-    id: str
-    status: TurnStatus
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
-    message_id: int | None
-    answer_id: int | None
-    attempt: int
-    last_event: int
-    cancel_requested: bool
-    finish_reason: str | None
-    usage: Usage | None
-    error: TurnProblem | None
 
 
 class TurnList(BaseModel):
@@ -153,19 +117,12 @@ class IngestedDocuments(BaseModel):
     documents: list[IngestedDocument]
 
 
-class DocumentEntry(BaseModel):
-    id: str
-    title: str
-    metadata: dict[str, Any]
-    content_hash: str
-    chunk_count: int
-    chars: int
-    created_at: float
-    updated_at: float
+class DocumentEntry(document_index.DocumentEntry):
+    """Times are seconds since 1970."""
 
 
-class Document(DocumentEntry):
-    text: str
+class Document(document_index.Document):
+    """A document with its text."""
 
 
 class DocumentList(BaseModel):
@@ -186,11 +143,8 @@ class SearchResults(BaseModel):
     cached: bool
 
 
-class Item(BaseModel):
-    key: str
-    value: Any
-    updated_at: float
-    expires_at: float | None
+class Item(key_value.Item):
+    """Times are seconds since 1970."""
 
 
 class ItemList(BaseModel):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import Request
 from ray.serve.handle import DeploymentHandle
 
-from actors import Objects, Operator
+from actors import ManagedObjects, Objects, Operator
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
+from deployments.activity import ActivityLog
 from deployments.idempotency import Idempotency
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
@@ -34,6 +35,35 @@ class Services:
     chat: DeploymentHandle
     ingest: DeploymentHandle
     search: DeploymentHandle
+
+    @classmethod
+    def over(
+        cls,
+        objects: ManagedObjects,
+        *,
+        config: ServiceConfig,
+        tenants: Mapping[str, TenantConfig],
+        now: Callable[[], float],
+        chat: DeploymentHandle,
+        ingest: DeploymentHandle,
+        search: DeploymentHandle,
+    ) -> Services:
+        """Those that work on `objects`, in front of the three other deployments."""
+        sessions = Sessions(objects, tenants, ActivityLog(objects), now)
+        return cls(
+            config=config,
+            tenants=tenants,
+            objects=objects,
+            operator=Operator(objects),
+            keyring=Keyring(tenants.values()),
+            limiter=Limiter(objects, tenants),
+            sessions=sessions,
+            turns=Turns(sessions),
+            idempotency=Idempotency(objects, now),
+            chat=chat,
+            ingest=ingest,
+            search=search,
+        )
 
 
 def services_of(request: Request) -> Services:

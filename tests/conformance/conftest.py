@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from actors.runtime.host import HostSettings
+from actors.runtime.namespace import Stub
 from actors.testing import Lab
-from tests.conformance.classes import CLASSES, SETTINGS
+from tests.conformance.classes import CLASSES, SETTINGS, Desk
 from tests.conformance.support import Backend, Eventually
 
 
@@ -29,6 +31,12 @@ async def lab(request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
 @pytest.fixture
 def backend(lab: Lab) -> Backend:
     return lab
+
+
+@pytest.fixture
+def desk(backend: Backend) -> Stub[Desk]:
+    """One that no other test has used, wherever the objects are."""
+    return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from actors.runtime.namespace import Class, Namespace, Stub
 from actors.runtime.object_id import ObjectId
 
 WAIT_S = 20.0
+#: Of an alarm that no test waits for, or longer than any: by the clock that only the test moves.
+FAR_S = 5_000.0
 
 #: Returns when a condition holds that alarms bring about; fails if it takes too long.
 Eventually: TypeAlias = Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import Any
 
 import pytest
@@ -19,10 +18,6 @@ from tests.objects import Refusal
 
 class ExactlyOnce:
     """Everywhere."""
-
-    @pytest.fixture
-    def desk(self, backend: Backend) -> Stub[Desk]:
-        return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
 
     @staticmethod
     async def request(backend: Backend, desk: Stub[Desk], method: str, *args: Any, request_id: str = "r1") -> Any:

@@ -21,11 +21,6 @@ LINES = "SELECT text FROM line ORDER BY number"
 
 
 @pytest.fixture
-def desk(lab: Lab) -> Stub[Desk]:
-    return lab.get(Desk, "acme", "d")
-
-
-@pytest.fixture
 def other(lab: Lab) -> Stub[Desk]:
     return lab.get(Desk, "acme", "other")
 

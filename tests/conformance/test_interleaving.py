@@ -22,10 +22,6 @@ class Interleaving:
     """Everywhere."""
 
     @pytest.fixture
-    def desk(self, backend: Backend) -> Stub[Desk]:
-        return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
-
-    @pytest.fixture
     def gate(self, tmp_path: Path) -> Path:
         return tmp_path / "gate"
 

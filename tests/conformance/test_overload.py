@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,45 +110,41 @@ class Ticking:
 class TestNeighbours:
     """How long may one object keep the others of its host waiting?"""
 
-    async def test_a_hot_object_delays_its_neighbours_by_a_slice_and_no_more(
-        self, data_dir: Path, settings: dict[str, Any]
-    ) -> None:
-        order: list[str] = []
+    @pytest.fixture
+    def order(self) -> list[str]:
+        """Whose turns ran, by name."""
+        return []
+
+    @pytest.fixture
+    def two(self, data_dir: Path, settings: dict[str, Any], order: list[str]) -> Iterator[list[Stub[Desk]]]:
+        """A hot object and its neighbour. Each of their turns is taken for one of 5 ms."""
 
         def add(self: Desk, text: str) -> None:
             order.append(self.id.name)
 
         desk_class = desk_with(Desk.alarm, add=add)
         limits = HostSettings(**settings, slice_ms=20.0)
-        # Each turn is taken for one of 5 ms.
         backend = LocalBackend(data_dir, [desk_class], settings=limits, clock=Ticking(0.005))
-        try:
-            hot, neighbour = [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
-            await asyncio.gather(*[hot.add(str(number)) for number in range(100)], neighbour.add("x"))
-        finally:
-            backend.close()
+        yield [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
+        backend.close()
+
+    async def test_a_hot_object_delays_its_neighbours_by_a_slice_and_no_more(
+        self, two: list[Stub[Desk]], order: list[str]
+    ) -> None:
+        hot, neighbour = two
+        await asyncio.gather(*[hot.add(str(number)) for number in range(100)], neighbour.add("x"))
         assert len(order) == 101
         assert order.index("neighbour") <= 20 / 5
 
     async def test_a_call_that_came_later_waits_for_slices_and_not_for_the_whole_queue(
-        self, data_dir: Path, settings: dict[str, Any]
+        self, two: list[Stub[Desk]], order: list[str]
     ) -> None:
-        order: list[str] = []
-
-        def add(self: Desk, text: str) -> None:
-            order.append(self.id.name)
-
-        desk_class = desk_with(Desk.alarm, add=add)
-        backend = LocalBackend(data_dir, [desk_class], settings=HostSettings(**settings), clock=Ticking(0.005))
-        try:
-            hot, neighbour = [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
-            queue = [asyncio.ensure_future(hot.add(str(number))) for number in range(200)]
-            while not order:
-                await asyncio.sleep(0)
-            await neighbour.add("x")
-            await asyncio.gather(*queue)
-        finally:
-            backend.close()
+        hot, neighbour = two
+        queue = [asyncio.ensure_future(hot.add(str(number))) for number in range(200)]
+        while not order:
+            await asyncio.sleep(0)
+        await neighbour.add("x")
+        await asyncio.gather(*queue)
         assert order.index("neighbour") < 40
 
     async def test_a_turn_that_holds_the_loop_is_logged_with_its_object_and_method(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,6 @@ from tests.objects import Refusal
 
 class Sql:
     """Everywhere."""
-
-    @pytest.fixture
-    def desk(self, backend: Backend) -> Stub[Desk]:
-        return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
 
     async def test_rows_come_back_with_their_types(self, desk: Stub[Desk]) -> None:
         row = (1, -(2**63), 2.5, "tëxt 💾", b"\0bytes", None)
@@ -55,7 +50,7 @@ class Sql:
         "statement",
         [
             "ATTACH ':memory:' AS other",
-            "ATTACH '/tmp/other.sqlite' AS other",
+            "ATTACH '/nowhere/other.sqlite' AS other",
             "DETACH main",
             "PRAGMA synchronous = OFF",
             "PRAGMA journal_mode = DELETE",
@@ -132,10 +127,6 @@ class Sql:
 class KeyValues:
     """Everywhere."""
 
-    @pytest.fixture
-    def desk(self, backend: Backend) -> Stub[Desk]:
-        return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
-
     async def test_a_value_is_read_back_equal(self, desk: Stub[Desk]) -> None:
         value = {"a": [1, 2.5, None, True, "ü"], "": {}}
         await desk.kv("put", "k", value)
@@ -182,10 +173,6 @@ class KeyValues:
 
 class Deletion:
     """Everywhere."""
-
-    @pytest.fixture
-    def desk(self, backend: Backend) -> Stub[Desk]:
-        return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
 
     async def test_delete_all_takes_rows_values_and_tables(self, desk: Stub[Desk]) -> None:
         await desk.add("x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,12 @@ from actors.runtime import ObjectReset, StatementRefused
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import Desk
-from tests.conformance.support import Backend, outcomes_of
+from tests.conformance.support import outcomes_of
 from tests.objects import Refusal
 
 
 class Transactions:
     """Everywhere."""
-
-    @pytest.fixture
-    def desk(self, backend: Backend) -> Stub[Desk]:
-        return backend.namespace(Desk).get("acme", f"d-{secrets.token_hex(6)}")
 
     @pytest.mark.parametrize(
         ("undo", "left"),

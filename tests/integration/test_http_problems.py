@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.calls import new_session, ok, problem, refused_fields
 from tests.integration.conftest import Service
+from tests.openapi import resolved
 
 #: What the service's configuration for tests says.
 BODY_BYTES_MAX = 1024 * 1024
@@ -171,20 +172,4 @@ def test_the_interface_describes_itself(service: Service) -> None:
 def test_every_reference_in_the_description_leads_somewhere(service: Service) -> None:
     with service.client(None) as nobody:
         described = ok(nobody.get("/openapi.json"))
-
-    def references(node: object) -> Iterator[str]:
-        if isinstance(node, dict):
-            if isinstance(node.get("$ref"), str):
-                yield node["$ref"]
-            for inner in node.values():
-                yield from references(inner)
-        elif isinstance(node, list):
-            for inner in node:
-                yield from references(inner)
-
-    found = set(references(described))
-    assert found
-    for reference in found:
-        target = described
-        for part in reference.removeprefix("#/").split("/"):
-            target = target[part]
+    assert resolved(described)

@@ -54,11 +54,6 @@ class Library:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
     yield objects

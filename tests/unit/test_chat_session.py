@@ -20,11 +20,6 @@ from tests.unit.objects_fixtures import Hibernating, ring
 SLOTS = 4
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[LocalBackend]:
     backend = request.param(tmp_path, [ChatSession, Directory], settings=HostSettings(slots=SLOTS), clock=clock)

@@ -28,11 +28,6 @@ from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def index(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Stub[DocumentIndex]]:
     backend = request.param(tmp_path, [DocumentIndex], settings=HostSettings(slots=4), clock=clock)

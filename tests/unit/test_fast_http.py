@@ -53,9 +53,9 @@ def test_an_http_port_open_to_all_is_left_as_configured(tmp_path: Path) -> None:
 
 
 def test_two_services_share_no_path_and_no_port() -> None:
-    one = fast_http.fast_http_environment(runtime_dir=Path("/tmp/one"), fallback_port=1111)
-    two = fast_http.fast_http_environment(runtime_dir=Path("/tmp/two"), fallback_port=2222)
-    assert {name for name in one if one[name].startswith("/tmp")} == {name for name in one if "/" in one[name]}
+    one = fast_http.fast_http_environment(runtime_dir=Path("/nowhere/one"), fallback_port=1111)
+    two = fast_http.fast_http_environment(runtime_dir=Path("/nowhere/two"), fallback_port=2222)
+    assert {name for name in one if one[name].startswith("/nowhere")} == {name for name in one if "/" in one[name]}
     same = {name for name in one if one[name] == two[name]}
     assert not [name for name in same if name.endswith(("_PATH", "_LOC", "_BASE", "_FILE", "PROXY_HTTP_PORT"))]
 

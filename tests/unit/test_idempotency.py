@@ -21,11 +21,6 @@ SWAP = ("KeyValue", "swap")
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock, classes=[KeyValue])
     yield objects

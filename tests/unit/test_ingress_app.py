@@ -14,21 +14,19 @@ from fastapi import FastAPI
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors import ObjectNotFound, ObjectReset, Operator
+from actors import ObjectNotFound, ObjectReset
 from actors.runtime.clock import ManualClock
 from configs.service import HttpConfig, RequestLimits, ServiceConfig
 from configs.tenant import KeyConfig, TenantLimits
-from deployments.activity import ActivityLog
 from deployments.documents import Found, Ingested, NewDocument
 from deployments.errors import ModelUnavailable
-from deployments.idempotency import Idempotency
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.question import Question, TurnEvent
-from deployments.sessions import Sessions
+from tests.openapi import resolved
 from tests.unit.handles import SCOPES, FailingObjects, Handle, tenant
 
 CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100, query_chars_max=50))
@@ -90,11 +88,6 @@ class Parts:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock)
     yield objects
@@ -113,18 +106,12 @@ def behind(parts: Parts) -> Handle:
 
 @pytest.fixture
 def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Services:
-    return Services(
-        config=CONFIG,
-        tenants=TENANTS,
-        objects=objects,
-        operator=Operator(objects),
-        keyring=Keyring(TENANTS.values()),
-        limiter=Limiter(objects, TENANTS),
-        sessions=Sessions(objects, TENANTS, ActivityLog(objects), clock.now),
-        idempotency=Idempotency(objects, clock.now),
-        chat=behind,
-        ingest=behind,
-        search=behind,
+    return services_with(objects, behind, clock)
+
+
+def services_with(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Services:
+    return Services.over(
+        objects, config=CONFIG, tenants=TENANTS, now=clock.now, chat=behind, ingest=behind, search=behind
     )
 
 
@@ -132,21 +119,7 @@ def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Ser
 def built(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """Made once, since describing the API takes a while; each test puts its own services behind it."""
     objects = FailingObjects(tmp_path_factory.mktemp("built"))
-    unused = Handle(object())
-    services = Services(
-        config=CONFIG,
-        tenants={},
-        objects=objects,
-        operator=Operator(objects),
-        keyring=Keyring([]),
-        limiter=Limiter(objects, {}),
-        sessions=Sessions(objects, {}, ActivityLog(objects), ManualClock().now),
-        idempotency=Idempotency(objects, ManualClock().now),
-        chat=unused,
-        ingest=unused,
-        search=unused,
-    )
-    app = ingress.build(services)
+    app = ingress.build(services_with(objects, Handle(object()), ManualClock()))
     objects.close()
     return app
 
@@ -171,17 +144,6 @@ def _problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert body["status"] == status
     assert {"type", "title", "detail"} <= body.keys()
     return body
-
-
-def _references(schema: Any) -> Iterator[str]:
-    if isinstance(schema, dict):
-        for key, value in schema.items():
-            if key == "$ref":
-                yield value
-            yield from _references(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _references(value)
 
 
 #: Each authenticated route with the scope that it needs (None: any key), and a request that it takes.
@@ -242,12 +204,7 @@ def test_the_routes_above_are_all_there_are(built: FastAPI) -> None:
 def test_every_reference_of_the_description_leads_somewhere(built: FastAPI) -> None:
     description = json.loads(json.dumps(built.openapi()))
     assert description["openapi"].startswith("3.1")
-    references = set(_references(description))
-    assert references
-    for reference in references:
-        place = description
-        for part in reference.removeprefix("#/").split("/"):
-            place = place[part]
+    assert resolved(description)
 
 
 def test_every_authenticated_route_is_described_as_such_with_what_it_may_refuse(built: FastAPI) -> None:

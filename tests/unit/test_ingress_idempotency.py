@@ -13,18 +13,12 @@ from fastapi import FastAPI
 
 from actors import ChatSession, ObjectOverloaded
 from actors.runtime.clock import ManualClock
-from actors.runtime.operations import Operator
 from configs.service import ServiceConfig
-from deployments.activity import ActivityLog
 from deployments.documents import Ingested, NewDocument
-from deployments.idempotency import Idempotency
 from deployments.ingress import app as ingress
 from deployments.ingress.documents import KEYED_DOCUMENTS_MAX
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
-from deployments.keyring import Keyring
-from deployments.limiter import Limiter
-from deployments.sessions import Sessions
 from tests.unit.handles import FailingObjects, Handle, tenant
 
 TENANTS = {"acme": tenant("acme"), "demo": tenant("demo")}
@@ -51,11 +45,6 @@ class Parts:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock)
     yield objects
@@ -74,18 +63,8 @@ def services(objects: FailingObjects, parts: Parts, clock: ManualClock) -> Servi
 
 def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float]) -> Services:
     behind = Handle(parts)
-    return Services(
-        config=ServiceConfig(),
-        tenants=TENANTS,
-        objects=objects,
-        operator=Operator(objects),
-        keyring=Keyring(TENANTS.values()),
-        limiter=Limiter(objects, TENANTS),
-        sessions=Sessions(objects, TENANTS, ActivityLog(objects), now),
-        idempotency=Idempotency(objects, now),
-        chat=behind,
-        ingest=behind,
-        search=behind,
+    return Services.over(
+        objects, config=ServiceConfig(), tenants=TENANTS, now=now, chat=behind, ingest=behind, search=behind
     )
 
 

@@ -20,11 +20,6 @@ from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Stub[KeyValue]]:
     backend = request.param(tmp_path, [KeyValue], settings=HostSettings(slots=4), clock=clock)

@@ -16,6 +16,7 @@ from actors.runtime.lane import (
     Lane,
     LaneFull,
 )
+from tests.conformance.support import ticks
 
 
 class ScriptedLink:
@@ -53,11 +54,6 @@ class ScriptedLink:
 
 def call(name: object, size_bytes: int = 0) -> Call:
     return "Class", "tenant", "name", str(name), b"x" * size_bytes, "", None
-
-
-async def ticks() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 @pytest.fixture

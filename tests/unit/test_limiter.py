@@ -23,11 +23,6 @@ CHECK = ("TokenBucket", "check")
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock, classes=[TokenBucket])
     yield objects

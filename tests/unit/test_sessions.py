@@ -21,11 +21,6 @@ UNKNOWN = "s" + "0" * 32
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
     objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
     yield objects

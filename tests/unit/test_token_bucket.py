@@ -20,11 +20,6 @@ SLOTS = 4
 LIMIT = Limit(refill_per_second=2, capacity=10)
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 @pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[LocalBackend]:
     backend = request.param(tmp_path, [TokenBucket], settings=HostSettings(slots=SLOTS), clock=clock)

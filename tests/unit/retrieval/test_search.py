@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
-from actors import DocumentIndex, KeyValue
+from actors import DocumentIndex
 from actors.document_index import NewChunk, Scalar
 from actors.key_value import VALUE_BYTES_MAX
 from actors.runtime.clock import ManualClock
@@ -15,47 +14,14 @@ from configs.tenant import RetrievalConfig
 from deployments.documents import INDEX_NAME, Found
 from deployments.errors import VectorsUnavailable
 from deployments.search import Search
-from deployments.vector_store import TOP_K_MAX, VectorItem, VectorStore
+from deployments.vector_store import TOP_K_MAX, VectorItem
 from tests.unit.handles import FailingObjects, Handle, OwnVectors, WordEmbedder
 
-TENANTS = ("acme", "demo", "fresh")
 RETRIEVAL = {
     "acme": RetrievalConfig(top_k=3, candidates=10, cache_ttl_s=60),
     "demo": RetrievalConfig(top_k=3, candidates=10, cache_ttl_s=60),
     "fresh": RetrievalConfig(top_k=1, candidates=500, cache_ttl_s=0),
 }
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock, classes=[DocumentIndex, KeyValue])
-    yield objects
-    objects.close()
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
-    """One for all tests here, since opening it takes half a second; each test finds it empty."""
-    store = VectorStore(tmp_path_factory.mktemp("vectors"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def vectors(store: VectorStore) -> Iterator[OwnVectors]:
-    yield OwnVectors(store)
-    for tenant in TENANTS:
-        store.delete_tenant(tenant)
-
-
-@pytest.fixture
-def embedder() -> WordEmbedder:
-    return WordEmbedder()
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
-from actors import DocumentIndex, KeyValue, ObjectOverloaded
+from actors import DocumentIndex, ObjectOverloaded
 from configs.tenant import RetrievalConfig
 from deployments.chunk import Chunker
 from deployments.documents import INDEX_NAME, Ingested, NewDocument
@@ -21,39 +20,11 @@ from deployments.errors import VectorsUnavailable
 from deployments.extract import ExtractionLimits
 from deployments.ingest import DOCUMENTS_AT_ONCE, Ingest
 from deployments.search import Search
-from deployments.vector_store import VectorStore
 from tests.unit.handles import FailingObjects, Handle, OwnVectors, WordEmbedder
 
 TENANTS = ("acme", "demo")
 LIMITS = ExtractionLimits(text_chars_max=100_000, size_bytes_max=100_000)
 DOWN = VectorsUnavailable("starting", 1.0)
-
-
-@pytest.fixture
-def objects(tmp_path: Path) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, classes=[DocumentIndex, KeyValue])
-    yield objects
-    objects.close()
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
-    """One for all tests here, since opening it takes half a second; each test finds it empty."""
-    store = VectorStore(tmp_path_factory.mktemp("vectors"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def vectors(store: VectorStore) -> Iterator[OwnVectors]:
-    yield OwnVectors(store)
-    for tenant in TENANTS:
-        store.delete_tenant(tenant)
-
-
-@pytest.fixture
-def embedder() -> WordEmbedder:
-    return WordEmbedder()
 
 
 @pytest.fixture
