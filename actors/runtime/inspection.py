@@ -175,12 +175,12 @@ class Inspector:
             StatementRefused, InvalidArgument: see `query.run`.
         """
         async with self._held(object_id) as activation:
-            return await self._work.run(
-                lambda stopped: self._with_connection(
-                    activation,
-                    lambda connection: query.run(str(object_id), connection, asked, stopped=stopped),
-                )
-            )
+            # Its own connection keeps the file from everybody else. Who calls next wakes it.
+            activation.close()
+            path = self._files.database(object_id)
+            if not path.exists():
+                raise ObjectNotFound(str(object_id))  # nothing of it was ever stored
+            return await self._work.run(lambda stopped: query.run(str(object_id), path, asked, stopped=stopped))
 
     # -- looking after
 
