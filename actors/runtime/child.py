@@ -3,8 +3,8 @@
 In a process of its own (`limited`), which is killed when its time is over or its host stops. Whoever asked is told only
 when the process has ended: what it had open is nobody's then.
 
-It is for work that is rare: a process takes about 50 ms to start. The answer is read as data and nothing else, since what
-was asked may come from anywhere.
+It is for work that is rare: a process takes about 50 ms to start. The answer is read as data and nothing else, since
+what was asked may come from anywhere.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.runtime import limited
+from actors.runtime.errors import DurableError, ObjectOverloaded, ObjectReset
 
 #: A process starts in a twentieth of this on a busy machine; then its time begins.
 START_MAX_S = 10.0
@@ -50,6 +51,14 @@ class ChildEnded(Exception):
         super().__init__(why, detail)
         self.why = why
         self.detail = detail
+
+    def meaning(self, object_key: str) -> DurableError | None:
+        """What to tell whoever asked; None where it is about what was asked."""
+        if self.why is Why.STOPPED:
+            return ObjectReset(object_key, "its host is stopping")
+        if self.why is Why.NOT_STARTED:
+            return ObjectOverloaded(object_key, f"no process could be started: {self.detail}", 1.0)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

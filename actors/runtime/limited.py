@@ -2,9 +2,9 @@
 
     python -I -S actors/runtime/limited.py '{"program": ..., "parent": ..., "limits": ..., "folders": ...}' <asked
 
-CPU time, memory, the size of files and core dumps are limited, and it does not outlive the thread that started it, before
-a byte of what is asked is read. The program reads stdin and writes to stdout: a line when what may take long begins, and
-one with its answer. It knows nothing of this package: to import it takes longer than most of what is asked.
+Before a byte of what is asked is read, CPU time, memory, the size of files and core dumps are limited, and it is sure
+not to outlive the thread that started it. The program reads stdin and writes to stdout: a line when what may take long
+begins, and one with its answer. This one imports nothing of the package: that takes longer than most of what is asked.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What may be asked of an object's database from outside?
 
-One statement that reads, with limits on its time, its memory, its rows and their size. It sees all tables, the runtime's
-own among them, since whoever looks for a mistake needs them. What it could do to the object is nothing: it runs in a
-process of its own (`query_child`), which opens the file for reading, knows reading alone, and is killed with whatever it
-is in the middle of when its time is over.
+One statement that reads, with limits on its time, its memory, its rows and their size. It sees all tables, the
+runtime's own among them, since whoever looks for a mistake needs them. What it could do to the object is nothing: it
+runs in a process of its own (`query_child`), which opens the file for reading, knows reading alone, and is killed with
+whatever it is in the middle of when its time is over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from actors.runtime import query_child, sqlite
 from actors.runtime.child import ChildEnded, ChildLimits, Program, Why, answer_of
-from actors.runtime.errors import InvalidArgument, ObjectFailed, ObjectOverloaded, ObjectReset, StatementRefused
+from actors.runtime.errors import InvalidArgument, ObjectFailed, ObjectReset, StatementRefused
 from actors.runtime.query_child import RESULT_BYTES_MAX, plain_value, value_of
 
 ROWS_DEFAULT = 100
@@ -96,13 +96,11 @@ def run(object_key: str, path: Path, query: Query, *, stopped: Callable[[], bool
         }
         program = Program(path=Path(query_child.__file__).resolve(), folders=(folder,))
         answer = answer_of(program, asked, _limits(query), stopped=stopped)
-    except OSError as error:
-        raise ObjectReset(object_key, f"open failed: {error}") from error
+    except OSError as failure:
+        raise ObjectReset(object_key, f"open failed: {failure}") from failure
     except ChildEnded as ended:
-        if ended.why is Why.STOPPED:
-            raise ObjectReset(object_key, "its host is stopping") from ended
-        if ended.why is Why.NOT_STARTED:
-            raise ObjectOverloaded(object_key, f"no process to ask it with: {ended.detail}", 1.0) from ended
+        if (error := ended.meaning(object_key)) is not None:
+            raise error from ended
         if ended.why is Why.LATE:
             raise late from ended
         raise InvalidArgument("sql", query.sql, f"ended the process that ran it ({ended.detail})") from ended

@@ -57,13 +57,13 @@ def main() -> None:
     asked = json.load(sys.stdin)
     driver = importlib.import_module(asked["driver"])
     try:
-        connection = _open(driver, asked["uri"], exclusive=asked["exclusive"])
-        failure = None
+        try:
+            connection = _open(driver, asked["uri"], exclusive=asked["exclusive"])
+        finally:
+            print(flush=True)  # noqa: T201  its time begins
+        answer = _answer(driver, connection, asked)
     except driver.Error as error:
-        failure = {"open": str(error)}
-    print(flush=True)  # noqa: T201  its time begins
-    try:
-        answer = failure or _answer(driver, connection, asked)
+        answer = {"open": str(error)}
     except MemoryError:
         answer = {"memory": True}
     # The connection is not closed, which could write to the file: it is left to the kernel.
@@ -138,7 +138,7 @@ class _Reading:
         return denied
 
 
-def _size_bytes(value: None | int | float | str | bytes) -> int:
+def _size_bytes(value: int | float | str | bytes | None) -> int:
     # Not encoded again to know it exactly: a character has at least one byte.
     return len(value) if isinstance(value, str | bytes) else 8
 

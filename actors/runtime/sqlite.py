@@ -240,8 +240,15 @@ def is_critical(code: int) -> bool:
     return code & 0xFF in _CRITICAL
 
 
-def _primary_code(error: Exception) -> int:
-    if not isinstance(error, sqlite3.Error):
-        return 0
+def is_full_code(code: int) -> bool:
+    return code & 0xFF == _SQLITE_FULL
+
+
+def code_of(error: Exception) -> int:
+    """SQLite's code of an error; 0: it has none."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
-    return (code or 0) & 0xFF
+    return code or 0
+
+
+def _primary_code(error: Exception) -> int:
+    return code_of(error) & 0xFF if isinstance(error, sqlite3.Error) else 0
