@@ -97,7 +97,7 @@ class _Arrival:
             "is_new": is_new,
         }
         program = Program(path=Path(incoming_child.__file__).resolve(), folders=(folder,))
-        return self._answer(program, asked, CHECK_MEMORY_BYTES_MAX, self._size_bytes)
+        return self._answer("check", program, asked, CHECK_MEMORY_BYTES_MAX, self._size_bytes)
 
     def migrate(self, schema: Schema, size_bytes_max: int) -> None:
         try:
@@ -116,19 +116,19 @@ class _Arrival:
             "size_bytes_max": size_bytes_max,
             "migrations": base64.b64encode(migrations).decode(),
         }
-        answer = self._answer(program, asked, MIGRATE_MEMORY_BYTES_MAX, 2 * size_bytes_max)
+        answer = self._answer("migrate", program, asked, MIGRATE_MEMORY_BYTES_MAX, 2 * size_bytes_max)
         if "unknown" in answer:
             raise self._can_not_be_loaded(answer["unknown"])
         if "failed" in answer:
             raise ObjectFailed(self._object_key, *answer["failed"])
 
     def _answer(
-        self, program: Program, asked: Mapping[str, Any], memory_bytes: int, size_bytes_max: int
+        self, doing: str, program: Program, asked: Mapping[str, Any], memory_bytes: int, file_bytes: int
     ) -> dict[str, Any]:
         limits = ChildLimits(
             timeout_s=TIMEOUT_S + TIMEOUT_S_PER_GIB * self._size_bytes / 1024**3,
             memory_bytes=memory_bytes,
-            file_bytes=size_bytes_max + _BESIDE_BYTES,
+            file_bytes=file_bytes + _BESIDE_BYTES,
             answer_bytes_max=_ANSWER_BYTES_MAX,
         )
         try:
@@ -136,15 +136,15 @@ class _Arrival:
         except ChildEnded as ended:
             if (error := ended.meaning(self._object_key)) is not None:
                 raise error from ended
-            late = f"took longer than {limits.timeout_s:g} s to check"
-            problem = late if ended.why is Why.LATE else f"ended the process that checked it ({ended.detail})"
+            late = f"took longer than {limits.timeout_s:g} s to {doing}"
+            problem = late if ended.why is Why.LATE else f"ended the process that was to {doing} it ({ended.detail})"
             raise InvalidArgument(_FIELD, f"{self._size_bytes} bytes", problem) from ended
         if "refused" in answer:
             raise InvalidArgument(_FIELD, *answer["refused"])
         if "too_new" in answer:
             raise SchemaTooNew(self._object_key, *answer["too_new"])
         if "memory" in answer:
-            raise InvalidArgument(_FIELD, f"{self._size_bytes} bytes", "took too much memory to check")
+            raise InvalidArgument(_FIELD, f"{self._size_bytes} bytes", f"took too much memory to {doing}")
         if "code" in answer:
             if sqlite.is_full_code(answer["code"]):
                 raise StorageFull(self._object_key, "import")

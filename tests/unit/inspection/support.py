@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import psutil
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
 from actors import LocalBackend, Operator
-from actors.runtime import (
-    DurableObject,
-)
+from actors.runtime import DurableObject
 from actors.runtime.host import HostSettings
+from actors.runtime.namespace import Stub
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import ObjectInfo
 from actors.runtime.sqlite import wal_of
-from tests.objects import Ledger, Notebook
+from tests.objects import Ledger, Notebook, gate_in
 
 NOW = 1_700_000_000.0
 SETTINGS = HostSettings(slots=16)
@@ -87,12 +85,16 @@ async def bytes_of(data: bytes, at_once: int = 100_000) -> AsyncIterator[bytes]:
         yield data[start : start + at_once]
 
 
-async def running(backend: LocalBackend, object_id: ObjectId) -> None:
-    """Returns when a turn of the object has begun and waits for something."""
+async def busy(backend: LocalBackend, folder: Path) -> tuple[Stub[Notebook], asyncio.Task[str], Callable[[], None]]:
+    """A notebook with a turn that waits, for what the function does that comes with it."""
+    gate, open_gate = gate_in(folder)
+    stub = backend.namespace(Notebook).get("acme", "one")
+    turn = asyncio.create_task(stub.add_around_gate("text", gate))
     async with asyncio.timeout(5.0):
-        while (activation := backend.host.activation_of(object_id)) is None or not activation.running:
+        while (activation := backend.host.activation_of(notebook("one"))) is None or not activation.running:
             await asyncio.sleep(0)
     await asyncio.sleep(0)
+    return stub, turn, open_gate
 
 
 async def held(backend: LocalBackend, object_id: ObjectId) -> None:
@@ -126,7 +128,3 @@ def changed(tmp_path: Path, data: bytes, *statements: str) -> bytes:
         for statement in statements:
             connection.execute(statement)
     return file.read_bytes()
-
-
-def has_open(process: psutil.Process, path: Path) -> bool:
-    return str(path) in {file.path for file in process.open_files()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,20 @@ from actors.runtime import (
 from actors.runtime.call import HostLost, HostRetired
 from actors.runtime.object_id import ObjectId
 from actors.runtime.operations import Inspectable
-from tests.objects import AlarmClock, Notebook, gate_in
+from tests.objects import AlarmClock, Notebook
 from tests.unit.inspection.support import (
     MADE,
     NOW,
     SETTINGS,
     Growing,
     GrowingBefore,
+    busy,
     bytes_of,
     exported,
     lines,
     names,
     notebook,
     path_of,
-    running,
     write,
 )
 
@@ -38,10 +37,7 @@ from tests.unit.inspection.support import (
 async def test_an_object_is_evicted_unless_a_turn_runs(
     backend: LocalBackend, operator: Operator, tmp_path: Path
 ) -> None:
-    gate, open_gate = gate_in(tmp_path)
-    stub = backend.namespace(Notebook).get("acme", "one")
-    turn = asyncio.create_task(stub.add_around_gate("text", gate))
-    await running(backend, notebook("one"))
+    stub, turn, open_gate = await busy(backend, tmp_path)
     assert not await operator.evict(notebook("one"))
     open_gate()
     await turn

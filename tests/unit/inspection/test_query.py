@@ -24,8 +24,8 @@ from actors.runtime.query import Query
 from actors.runtime.query_child import RESULT_BYTES_MAX
 from actors.runtime.schema import REQUESTS_TABLE
 from actors.runtime.sqlite import wal_of
-from tests.objects import Notebook, gate_in
-from tests.unit.inspection.support import ENDLESS, SETTINGS, held, lines, logged, notebook, path_of, running, write
+from tests.objects import Notebook
+from tests.unit.inspection.support import ENDLESS, SETTINGS, busy, held, lines, logged, notebook, path_of, write
 
 
 async def test_a_query_reads_what_was_committed_and_wakes_nobody(backend: LocalBackend, operator: Operator) -> None:
@@ -229,10 +229,7 @@ async def test_values_of_all_kinds_can_be_bound(backend: LocalBackend, operator:
 async def test_a_query_waits_for_the_turn_that_runs_and_calls_wait_for_the_query(
     backend: LocalBackend, operator: Operator, tmp_path: Path
 ) -> None:
-    gate, open_gate = gate_in(tmp_path)
-    stub = backend.namespace(Notebook).get("acme", "one")
-    turn = asyncio.create_task(stub.add_around_gate("text", gate))
-    await running(backend, notebook("one"))
+    stub, turn, open_gate = await busy(backend, tmp_path)
     query = asyncio.create_task(operator.query(notebook("one"), "SELECT text FROM line"))
     await asyncio.sleep(0)
     later = asyncio.create_task(stub.add("later"))
@@ -250,10 +247,7 @@ async def test_a_turn_that_does_not_end_is_not_waited_for_without_end(
     backend: LocalBackend, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actors.runtime.custody.HOLD_WAIT_S", 0.05)
-    gate, open_gate = gate_in(tmp_path)
-    stub = backend.namespace(Notebook).get("acme", "one")
-    turn = asyncio.create_task(stub.add_around_gate("text", gate))
-    await running(backend, notebook("one"))
+    stub, turn, open_gate = await busy(backend, tmp_path)
     with pytest.raises(ObjectOverloaded, match="longer than"):
         await operator.query(notebook("one"), "SELECT 1")
     later = asyncio.create_task(stub.add("later"))

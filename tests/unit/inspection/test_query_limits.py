@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ from actors import LocalBackend, Operator
 from actors.runtime import InvalidArgument, ObjectFailed, ObjectOverloaded, ObjectReset, child, query
 from actors.runtime.child import GRACE_S
 from tests.objects import Notebook
-from tests.unit.inspection.support import SETTINGS, has_open, lines, notebook, path_of, write
+from tests.readers import reader_of
+from tests.unit.inspection.support import SETTINGS, lines, notebook, path_of, write
 
 LIMIT_S = 0.2
 #: For a busy machine to start a process, and to be rid of it. What is ended here would take minutes at least.
@@ -32,17 +32,6 @@ MANY = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 30
 # SQLite tells of the memory that it lacks when it has gone through all rows.
 JOINS = f"{MANY} SELECT length(group_concat(text, '')) FROM line, n"
 JOINS_FEW = JOINS.replace("300000", "100")
-
-
-async def reading(path: Path, *, since_cpu_s: float = 0.0) -> psutil.Process:
-    """The child process that has the file open, once it has computed for a moment with it."""
-    async with asyncio.timeout(10.0):
-        while True:
-            for one in psutil.Process().children():
-                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    if has_open(one, path) and one.cpu_times().user > since_cpu_s:
-                        return one
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -99,7 +88,7 @@ async def test_neither_a_host_that_stops_nor_who_asked_waits_for_a_query(data_di
     asking = asyncio.create_task(
         Operator(backend).query(notebook("one"), f"SELECT {ONE_STEP['like']} FROM line", timeout_s=5.0)
     )
-    process = await reading(path_of(data_dir, notebook("one")), since_cpu_s=0.1)
+    process = await reader_of(path_of(data_dir, notebook("one")), psutil.Process())
     stopped_s = time.monotonic()
     stop: Callable[[], object] = backend.close if end == "close" else asking.cancel
     stop()

@@ -78,34 +78,36 @@ async def test_an_import_replaces_an_object_only_on_purpose(backend: LocalBacken
     assert await lines(backend, notebook("one")) == ["old"]
 
 
+async def replaceable(backend: LocalBackend, operator: Operator, path: Path) -> bytes:
+    """Makes a notebook with a line in the file and one in the log that a crash left. Returns it without the second."""
+    await write(backend, notebook("one"), text="old")
+    data = await exported(operator, notebook("one"))
+    await logged(backend, path, notebook("one"), "in the log")
+    return data
+
+
 async def test_an_import_is_not_mixed_with_the_log_of_what_it_replaces(
     backend: LocalBackend, operator: Operator, data_dir: Path
 ) -> None:
-    await write(backend, notebook("one"), text="old")
-    data = await exported(operator, notebook("one"))
     path = path_of(data_dir, notebook("one"))
-    await logged(backend, path, notebook("one"), "in the log")
+    data = await replaceable(backend, operator, path)
     await operator.import_(notebook("one"), bytes_of(data), replace=True)
     assert await lines(backend, notebook("one")) == ["old"]
 
 
 async def test_a_damaged_object_can_be_replaced(backend: LocalBackend, operator: Operator, data_dir: Path) -> None:
-    await write(backend, notebook("one"), text="saved")
-    data = await exported(operator, notebook("one"))
     path = path_of(data_dir, notebook("one"))
-    await logged(backend, path, notebook("one"), "in the log")
+    data = await replaceable(backend, operator, path)
     path.write_bytes(b"scrap" * 2000)
     await operator.import_(notebook("one"), bytes_of(data), replace=True)
-    assert await lines(backend, notebook("one")) == ["saved"]
+    assert await lines(backend, notebook("one")) == ["old"]
 
 
 async def test_an_object_that_can_not_be_opened_can_be_replaced(
     backend: LocalBackend, operator: Operator, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await write(backend, notebook("one"), text="old")
-    data = await exported(operator, notebook("one"))
     path = path_of(data_dir, notebook("one"))
-    await logged(backend, path, notebook("one"), "in the log")
+    data = await replaceable(backend, operator, path)
     connect = object_sqlite.connect
 
     def fail(opened: Path, *limits: int) -> ObjectConnection:
@@ -122,10 +124,8 @@ async def test_an_object_that_can_not_be_opened_can_be_replaced(
 async def test_an_object_keeps_all_that_it_has_when_its_replacement_fails(
     backend: LocalBackend, operator: Operator, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await write(backend, notebook("one"), text="old")
-    data = await exported(operator, notebook("one"))
     path = path_of(data_dir, notebook("one"))
-    await logged(backend, path, notebook("one"), "in the log")
+    data = await replaceable(backend, operator, path)
 
     def fail(*_: object) -> None:
         raise OSError(5, "the disk failed")
