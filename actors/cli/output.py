@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.runtime.object_info import MigrationProgress, ObjectInfo
-from actors.runtime.query import QueryResult, plain_value
+from actors.runtime.query import QueryResult
+from actors.runtime.query_child import plain_value
 
 _UNLIMITED = 1_000_000
 

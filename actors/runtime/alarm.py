@@ -32,7 +32,7 @@ _JITTER = 0.25
 #: In 2286; what the name of an index entry can hold.
 AT_MAX_S = 9_999_999_999.0
 
-_SELECT = f"SELECT at, scheduled_at, retry_count FROM {TABLE}"  # noqa: S608  a constant, as below
+SELECT = f"SELECT at, scheduled_at, retry_count FROM {TABLE}"  # noqa: S608  a constant, as below
 _SET = (
     f"INSERT INTO {TABLE} VALUES (1, ?1, ?1, 0) ON CONFLICT DO UPDATE"  # noqa: S608
     " SET at = excluded.at, scheduled_at = excluded.scheduled_at, retry_count = 0"
@@ -82,7 +82,7 @@ class StoredAlarm:
     def row(self) -> tuple[float, float, int] | None:
         """(at, scheduled_at, retry_count)"""
         if not self._known or self.changed:  # the author may undo what changed it, by way of sqlite_utils
-            rows = self._run(_SELECT)
+            rows = self._run(SELECT)
             self._row = (float(rows[0][0]), float(rows[0][1]), int(rows[0][2])) if rows else None
             self._known = True
         return self._row

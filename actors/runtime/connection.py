@@ -13,8 +13,7 @@ The driver can't set SQLite's own limits. Sizes are checked where values come in
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from sqlite_utils.utils import sqlite3
@@ -43,7 +42,7 @@ class ObjectConnection(sqlite3.Connection):
         self._object_key = ""
         self._authorizer = Authorizer()
         #: What no statement of the author holds.
-        self.secret = secrets.token_hex(8)
+        self._secret = secrets.token_hex(8)
         # Made once for each, a text keeps the hash that the driver finds its prepared statement by.
         self._own_texts: dict[str, str] = {}
         #: A transaction is open, or ought to be.
@@ -54,15 +53,6 @@ class ObjectConnection(sqlite3.Connection):
     def guard(self, object_key: str) -> None:
         self._object_key = object_key
         super().set_authorizer(self._authorizer)
-
-    @contextmanager
-    def authorized_by(self, authorizer: Callable[..., int]) -> Iterator[None]:
-        """Has another authorizer decide; what was prepared before is asked about again."""
-        super().set_authorizer(authorizer)
-        try:
-            yield
-        finally:
-            super().set_authorizer(self._authorizer)
 
     # -- statements
 
@@ -91,7 +81,7 @@ class ObjectConnection(sqlite3.Connection):
         text = self._own_texts.get(query)
         if text is None:
             # In front: SQLite keeps the text of a table from its first word on, and it must be the same in every file.
-            text = self._own_texts[query] = f"/* own {self.secret} */ {query}"
+            text = self._own_texts[query] = f"/* own {self._secret} */ {query}"
         authorizer = self._authorizer
         authorizer.refused = None
         authorizer.trusted = True

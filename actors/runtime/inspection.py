@@ -5,52 +5,37 @@ deletes, migrates and releases. Looking wakes nobody: no instance is made, no `s
 to date, unless that is what was asked for. What needs a file for itself holds the object still meanwhile: its calls
 wait, and none of its turns is ever met in the middle.
 
-Each operation is a method, and `do` runs one by its name, for those who reach the host from another process.
+Each operation is a method, of its own or of its `Porter`, and `do` runs one by its name, for those who reach the host
+from another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.runtime import incoming, query, sqlite, trouble
-from actors.runtime.activation import Activation
-from actors.runtime.alarms import key_of
+from actors.runtime import query, sqlite, trouble
 from actors.runtime.call import unpack
 from actors.runtime.clock import Clock, SystemClock
-from actors.runtime.connection import ObjectConnection
-from actors.runtime.errors import (
-    DurableError,
-    InvalidArgument,
-    ObjectConflict,
-    ObjectNotFound,
-    ObjectReset,
-    SlotOwned,
-    StorageFull,
-)
-from actors.runtime.folder import make_folder, sync_folder
+from actors.runtime.custody import Custody, storage_errors
+from actors.runtime.errors import InvalidArgument, ObjectNotFound, SlotOwned
 from actors.runtime.host import HostSettings, ObjectHost
 from actors.runtime.object_files import Found, ObjectFiles, Wanted
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import ObjectInfo
+from actors.runtime.porter import Porter
 from actors.runtime.query import Query, QueryResult
 from actors.runtime.schema import Schema
 from actors.runtime.side_work import SideWork
-from actors.runtime.slot import SlotLock
 from actors.runtime.transfers import Transfers
 
-#: How long a turn that runs may keep others from looking at its object.
-HOLD_WAIT_S = 5.0
 #: Objects told of at once.
 PAGE_MAX = 1000
-#: A copy is made of so many pages at a time: one megabyte, after which it may be stopped.
-_COPY_PAGES = 256
 TRANSFERS = "exports"
 
 
@@ -86,11 +71,18 @@ class Inspector:
         self._host = host
         self._settings = settings
         self._slots = slots
-        self._elsewhere = elsewhere
         self._clock = clock or SystemClock()
         self._files = ObjectFiles(data_dir / "objects", settings.slots)
         self._work = SideWork(host.name)
-        self._transfers = Transfers(data_dir / TRANSFERS, self._clock, settings.database_bytes_max)
+        self._custody = Custody(host, self._files, elsewhere=elsewhere)
+        self._porter = Porter(
+            host,
+            self._files,
+            self._custody,
+            self._work,
+            Transfers(data_dir / TRANSFERS, self._clock, settings.database_bytes_max),
+            database_bytes_max=settings.database_bytes_max,
+        )
         self._operations: dict[str, Callable[..., Awaitable[Any]]] = {
             operation.__name__: operation
             for operation in (
@@ -102,12 +94,12 @@ class Inspector:
                 self.fire_alarm,
                 self.release,
                 self.delete,
-                self.export_begin,
-                self.export_read,
-                self.import_begin,
-                self.import_write,
+                self._porter.export_begin,
+                self._porter.export_read,
+                self._porter.import_begin,
+                self._porter.import_write,
                 self.import_finish,
-                self.transfer_end,
+                self._porter.transfer_end,
                 self.migrate,
                 self.migrate_page,
             )
@@ -123,12 +115,12 @@ class Inspector:
     @property
     def busy(self) -> bool:
         """Somebody's database is on its way: its host must stay."""
-        return self._transfers.under_way > 0
+        return self._porter.busy
 
     def close(self) -> None:
         """Ends what is under way. Before the host is closed: what is under way has files of its objects open."""
         self._work.close()
-        self._transfers.close()
+        self._porter.close()
 
     # -- looking
 
@@ -160,7 +152,7 @@ class Inspector:
         Raises:
             ObjectNotFound
         """
-        self._require_class(object_id)
+        self._custody.require_class(object_id)
         found = self._files.one(object_id)
         info = self._look_at(found) if found is not None else None
         if info is None:
@@ -174,13 +166,8 @@ class Inspector:
             ObjectNotFound
             StatementRefused, InvalidArgument: see `query.run`.
         """
-        async with self._held(object_id) as activation:
-            return await self._work.run(
-                lambda stopped: self._with_connection(
-                    activation,
-                    lambda connection: query.run(str(object_id), connection, asked, stopped=stopped),
-                )
-            )
+        async with self._custody.closed(object_id) as path:
+            return await self._work.run(lambda stopped: query.run(str(object_id), path, asked, stopped=stopped))
 
     # -- looking after
 
@@ -190,7 +177,7 @@ class Inspector:
         Raises:
             ObjectNotFound
         """
-        self._require_exists(object_id)
+        self._custody.require_exists(object_id)
         return self._host.evict(object_id)
 
     async def fire_alarm(self, object_id: ObjectId) -> bool:
@@ -199,7 +186,7 @@ class Inspector:
         Raises:
             ObjectNotFound
         """
-        self._require_exists(object_id)
+        self._custody.require_exists(object_id)
         return bool(unpack(await self._host.fire_alarm(object_id, forced=True).wait()))
 
     async def release(self, object_id: ObjectId) -> bool:
@@ -208,7 +195,7 @@ class Inspector:
         Raises:
             ObjectNotFound
         """
-        self._require_exists(object_id)
+        self._custody.require_exists(object_id)
         return self._host.release(object_id)
 
     async def delete(self, object_id: ObjectId) -> None:
@@ -217,116 +204,16 @@ class Inspector:
         Raises:
             ObjectNotFound
         """
-        async with self._held(object_id) as activation:
-            with _storage_errors(object_id, "delete"):
+        async with self._custody.held(object_id) as activation:
+            with storage_errors(object_id, "delete"):
                 activation.close()
                 self._files.remove(object_id)
                 self._host.release(object_id)
                 self._host.alarms.set(object_id, None)
 
-    # -- out and in
-
-    async def export_begin(self, object_id: ObjectId) -> tuple[str, int]:
-        """Makes a copy of the object's database as it is between two turns. Returns a ticket, and its size in bytes.
-
-        The object's calls wait meanwhile: a second for some hundred megabytes.
-
-        Raises:
-            ObjectNotFound, ObjectOverloaded, StorageFull
-        """
-        with self._transfers.room_for(object_id) as path:
-            async with self._held(object_id) as activation:
-                with _storage_errors(object_id, "export"):
-                    await self._work.run(
-                        lambda stopped: self._with_connection(
-                            activation,
-                            lambda connection: sqlite.copy_to(
-                                connection, path, _COPY_PAGES, functools.partial(_go_on, object_id, stopped)
-                            ),
-                        )
-                    )
-            return self._transfers.depart(object_id, path)
-
-    async def export_read(self, ticket: str, offset: int) -> bytes:
-        """The next piece of the copy; nothing at its end.
-
-        Raises:
-            ObjectReset: the ticket counts no more.
-        """
-        return self._transfers.read(ticket, offset)
-
-    async def import_begin(self, object_id: ObjectId, replace: bool) -> str:
-        """A ticket for a database that is to become the object's.
-
-        Raises:
-            ObjectConflict: there is such an object, and it is not to be replaced.
-            ObjectOverloaded, StorageFull
-        """
-        self._require_class(object_id)
-        self._require_free(object_id, replace)
-        with _storage_errors(object_id, "import"):
-            return self._transfers.expect(object_id)
-
-    async def import_write(self, ticket: str, offset: int, data: bytes) -> None:
-        """
-        Raises:
-            InvalidArgument, ObjectReset, StorageFull
-        """
-        self._transfers.write(ticket, offset, data)
-
     async def import_finish(self, ticket: str, replace: bool) -> ObjectInfo:
-        """Makes the database that came in the object's, if it is one of its class; all of it or nothing.
-
-        Raises:
-            InvalidArgument, SchemaTooNew: it is none, or of newer code.
-            ObjectConflict: there is such an object, and it is not to be replaced.
-            ObjectOverloaded, ObjectReset, StorageFull
-        """
-        object_id = self._transfers.object_of(ticket)
-        try:
-            with _storage_errors(object_id, "import"):
-                await self._import(object_id, ticket, replace)
-        finally:
-            self._transfers.end(ticket)
-        return await self.describe(object_id)
-
-    async def transfer_end(self, ticket: str) -> None:
-        """Ends an export, or an import that is not to be."""
-        self._transfers.end(ticket)
-
-    async def _import(self, object_id: ObjectId, ticket: str, replace: bool) -> None:
-        path = self._transfers.arrive(ticket)
-        alarm_at = await self._work.run(
-            lambda stopped: incoming.make_ready(
-                path,
-                str(object_id),
-                self._schema(object_id),
-                size_bytes_max=self._settings.database_bytes_max,
-                stopped=stopped,
-            )
-        )
-        async with self._host.hold(object_id, HOLD_WAIT_S) as activation:
-            activation.close()
-            self._require_free(object_id, replace)
-            self._put_in_place(object_id, path, alarm_at)
-            # Before the object may open the file: to close another descriptor of it would end its locks.
-            self._transfers.end(ticket)
-
-    def _put_in_place(self, object_id: ObjectId, path: Path, alarm_at: float | None) -> None:
-        database = self._files.database(object_id)
-        make_folder(database.parent)
-        if sqlite.wal_of(database).exists():
-            # What a crash left in the log is the old object's until the new one is in its place.
-            with contextlib.suppress(sqlite.Error):  # a damaged one is what an import may be there to replace
-                sqlite.connect(database, self._settings.database_bytes_max).close()
-            sqlite.wal_of(database).unlink(missing_ok=True)
-        alarms = self._host.alarms
-        if alarms.is_too_late(key_of(object_id), alarm_at):
-            # First: an alarm that comes too soon does no harm, and one that nobody knows of never comes.
-            alarms.set(object_id, alarm_at)
-        os.rename(path, database)
-        sync_folder(database.parent)
-        alarms.set(object_id, alarm_at)
+        """As the `Porter` does it. Returns what there is now."""
+        return await self.describe(await self._porter.import_finish(ticket, replace))
 
     # -- schema
 
@@ -338,8 +225,8 @@ class Inspector:
             SlotOwned: another process has it.
             SchemaTooNew
         """
-        schema = self._schema(object_id)
-        async with self._quiet(object_id) as resident:
+        schema = self._custody.schema(object_id)
+        async with self._custody.quiet(object_id) as resident:
             path = self._files.database(object_id)
             if not path.exists():
                 raise ObjectNotFound(str(object_id))
@@ -385,7 +272,7 @@ class Inspector:
     # -- inside
 
     def _quarantined(self, object_id: ObjectId) -> bool:
-        if not self._elsewhere(object_id):
+        if not self._custody.is_elsewhere(object_id):
             return self._host.quarantine.refusal(object_id) is not None
         try:
             held = trouble.read(self._files.trouble(object_id), object_id)
@@ -415,7 +302,7 @@ class Inspector:
         problem: str | None = None
         owned_elsewhere = False
         if here:
-            applied = self._schema(found.id).names
+            applied = self._custody.schema(found.id).names
         elif _status(path) is None:
             if not found.in_trouble:
                 return None  # it went meanwhile
@@ -443,74 +330,8 @@ class Inspector:
         )
 
     def _applied(self, object_id: ObjectId, path: Path) -> tuple[str, ...]:
-        with self._own_for_now(object_id), contextlib.closing(sqlite.peek(path)) as connection:
-            return self._schema(object_id).applied(connection)
-
-    @contextlib.contextmanager
-    def _own_for_now(self, object_id: ObjectId) -> Iterator[None]:
-        """Owns an object's file where its own process does not live. A process that starts waits for longer than that.
-
-        Raises:
-            SlotOwned: its process lives.
-        """
-        if not self._elsewhere(object_id):
-            yield
-            return
-        lock = SlotLock(self._files.database(object_id).with_suffix(".lock"), self._host.name, wait_s=0.0)
-        try:
-            yield
-        finally:
-            lock.release(remove=True)
-
-    @contextlib.asynccontextmanager
-    async def _quiet(self, object_id: ObjectId) -> AsyncIterator[bool]:
-        """Nobody opens the object within. Gives whether it is open."""
-        if self._elsewhere(object_id):
-            with self._own_for_now(object_id):
-                yield False
-        else:
-            async with self._host.hold(object_id, HOLD_WAIT_S) as activation:
-                yield activation.instance is not None
-
-    @contextlib.asynccontextmanager
-    async def _held(self, object_id: ObjectId) -> AsyncIterator[Activation]:
-        self._require_exists(object_id)
-        async with self._host.hold(object_id, HOLD_WAIT_S) as activation:
-            self._require_exists(object_id)  # a turn that ran until now may have deleted it
-            yield activation
-
-    def _with_connection(self, activation: Activation, use: Callable[[ObjectConnection], Any]) -> Any:
-        """Uses the connection of a held object, or one of its own where it sleeps."""
-        if activation.instance is not None:
-            return use(activation.instance.storage.connection)
-        path = self._files.database(activation.id)
-        if not path.exists():
-            raise ObjectNotFound(str(activation.id))
-        try:
-            connection = sqlite.connect(path, self._settings.database_bytes_max)
-        except sqlite.Error as error:
-            raise ObjectReset(str(activation.id), f"open failed: {error}") from error
-        with contextlib.closing(connection):
-            return use(connection)
-
-    def _schema(self, object_id: ObjectId) -> Schema:
-        self._require_class(object_id)
-        return self._host.schemas[object_id.class_name]
-
-    def _require_class(self, object_id: ObjectId) -> None:
-        if object_id.class_name not in self._host.schemas:
-            raise ObjectNotFound(str(object_id))
-
-    def _require_exists(self, object_id: ObjectId) -> None:
-        self._require_class(object_id)
-        if self._files.one(object_id) is None:
-            raise ObjectNotFound(str(object_id))
-
-    def _require_free(self, object_id: ObjectId, replace: bool) -> None:
-        if not replace and self._files.database(object_id).exists():
-            raise ObjectConflict(
-                str(object_id), "there is such an object already; replace it on purpose, or not at all"
-            )
+        with self._custody.own_for_now(object_id), contextlib.closing(sqlite.peek(path)) as connection:
+            return self._custody.schema(object_id).applied(connection)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -518,20 +339,3 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except FileNotFoundError:
         return None
-
-
-def _go_on(object_id: ObjectId, stopped: Callable[[], bool]) -> None:
-    if stopped():
-        raise ObjectReset(str(object_id), "its host is stopping")
-
-
-@contextlib.contextmanager
-def _storage_errors(object_id: ObjectId, operation: str) -> Iterator[None]:
-    try:
-        yield
-    except DurableError:
-        raise
-    except (sqlite.Error, OSError) as error:
-        if sqlite.is_full(error):
-            raise StorageFull(str(object_id), operation) from error
-        raise ObjectReset(str(object_id), f"{operation} failed: {error}") from error

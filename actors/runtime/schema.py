@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
@@ -33,13 +33,19 @@ _RUNTIME_TABLES = (
     # Not a table of ours: reading it costs nothing on activation, where it is in the file's first page.
     f"PRAGMA user_version = {RUNTIME_VERSION}",
 )
+_APPLIED = f"SELECT name FROM {Migrations.migrations_table} WHERE migration_set = ? ORDER BY id"  # noqa: S608  a constant
+_ENTRIES = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+# What runs by itself, and what is the runtime's own.
+_PROGRAMS = f"{_ENTRIES} WHERE type IN ('view', 'trigger')"
+_IS_OWN = f"lower(substr(%s, 1, {len(RESERVED_PREFIX)})) = '{RESERVED_PREFIX}'"
+_OWN = f"{_ENTRIES} WHERE {_IS_OWN % 'name'} OR {_IS_OWN % 'tbl_name'}"
 
 
 class Schema:
     """The tables of the runtime and the migrations of one class, in order, with a template that they end in."""
 
     def __init__(self, migrations: Migrations | None) -> None:
-        self._migrations = migrations
+        self.migrations = migrations
         self._names = [step.name for step in migrations.pending(Database(memory=True))] if migrations else []
         self.template = sqlite.prepare_template(self._build)
 
@@ -47,15 +53,25 @@ class Schema:
         connection.guard("a new object")
         with _transaction(connection):
             self._apply(connection)
-        self._programs, self._own = _programs(connection), _own(connection)
+        self._programs, self._own = connection.run_own(_PROGRAMS), connection.run_own(_OWN)
 
-    def foreign_programs(self, connection: ObjectConnection) -> list[str]:
-        """Names of the views and triggers of a database that are not as this code makes them."""
-        return sorted(row[1] for row in _programs(connection) - self._programs)
-
-    def own_differences(self, connection: ObjectConnection) -> list[str]:
-        """Names of the runtime's tables of an up-to-date database that are not as this code makes them."""
-        return sorted({row[1] for row in _own(connection) ^ self._own})
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells a file of the class from others, and how to ask it, as JSON for a process that knows no class."""
+        return {
+            "tables": [REQUESTS_TABLE, key_values.TABLE],
+            "version": RUNTIME_VERSION,
+            "migrations_table": Migrations.migrations_table,
+            "set": self.migrations.name if self.migrations else None,
+            "names": self._names,
+            "applied_sql": _APPLIED,
+            "programs": self._programs,
+            "programs_sql": _PROGRAMS,
+            "own": self._own,
+            "own_sql": _OWN,
+            "alarm_sql": alarm.SELECT,
+            "alarm_at_max": alarm.AT_MAX_S,
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,20 +80,11 @@ class Schema:
 
     def applied(self, connection: ObjectConnection) -> tuple[str, ...]:
         """Of the migrations that a database has."""
-        return tuple(self._applied(connection, self._migrations.name)) if self._migrations else ()
+        return tuple(self._applied(connection, self.migrations.name)) if self.migrations else ()
 
     def is_up_to_date(self, connection: ObjectConnection) -> bool:
         ((version,),) = connection.run_own("PRAGMA user_version")
         return bool(version == RUNTIME_VERSION) and self.applied(connection) == self.names
-
-    def other_sets(self, connection: ObjectConnection) -> list[str]:
-        """Names of other classes' migrations that a database has: it is not of this class."""
-        table = Migrations.migrations_table
-        if not connection.run_own("SELECT 1 FROM sqlite_schema WHERE name = ?", table):
-            return []
-        own = self._migrations.name if self._migrations else ""
-        query = f"SELECT DISTINCT migration_set FROM {table} WHERE migration_set <> ?"  # noqa: S608  a constant
-        return [str(name) for (name,) in connection.run_own(query, own)]
 
     def bring_up_to_date(self, object_key: str, connection: ObjectConnection) -> None:
         """Applies what is missing in one transaction: all of it or nothing.
@@ -88,7 +95,7 @@ class Schema:
         ((version,),) = connection.run_own("PRAGMA user_version")
         if version > RUNTIME_VERSION:
             raise SchemaTooNew(object_key, f"runtime {version}", f"runtime {RUNTIME_VERSION}")
-        applied = self._applied(connection, self._migrations.name) if self._migrations else []
+        applied = self._applied(connection, self.migrations.name) if self.migrations else []
         if applied == self._names and version == RUNTIME_VERSION:
             return
         if unknown := [name for name in applied if name not in self._names]:
@@ -99,8 +106,8 @@ class Schema:
     def _apply(self, connection: ObjectConnection) -> None:
         for statement in _RUNTIME_TABLES:
             connection.run_own(statement)
-        if self._migrations:
-            self._migrations.apply(Database(connection))
+        if self.migrations:
+            self.migrations.apply(Database(connection))
 
     @staticmethod
     def _applied(connection: ObjectConnection, migration_set: str) -> list[str]:
@@ -108,21 +115,7 @@ class Schema:
         table = Migrations.migrations_table
         if not connection.run_own("SELECT 1 FROM sqlite_schema WHERE name = ?", table):
             return []  # the class had no migrations when the file was made
-        query = f"SELECT name FROM {table} WHERE migration_set = ? ORDER BY id"  # noqa: S608  a constant
-        return [name for (name,) in connection.run_own(query, migration_set)]
-
-
-_Row: TypeAlias = tuple[str, str, str, str | None]
-_SELECT = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
-
-
-def _programs(connection: ObjectConnection) -> frozenset[_Row]:
-    return frozenset(connection.run_own(f"{_SELECT} WHERE type IN ('view', 'trigger')"))
-
-
-def _own(connection: ObjectConnection) -> frozenset[_Row]:
-    like = f"lower(substr(%s, 1, {len(RESERVED_PREFIX)})) = '{RESERVED_PREFIX}'"
-    return frozenset(connection.run_own(f"{_SELECT} WHERE {like % 'name'} OR {like % 'tbl_name'}"))
+        return [name for (name,) in connection.run_own(_APPLIED, migration_set)]
 
 
 @contextmanager

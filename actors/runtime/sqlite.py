@@ -118,14 +118,40 @@ def peek(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConnecti
 
     One with a log, left by a crash, is opened as ever, since its log may hold what is asked for.
     """
-    wal = wal_of(path)
-    if wal.exists() and wal.stat().st_size:
+    if _has_log(path):
         return connect(path, size_bytes_max)
-    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     connection: ObjectConnection = sqlite3.connect(
-        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, factory=ObjectConnection
+        _immutable(path), uri=True, isolation_level=None, check_same_thread=False, timeout=0, factory=ObjectConnection
     )
     return connection
+
+
+def uri_to_peek(path: Path) -> tuple[str, bool]:
+    """How another process opens a database that nobody has open, to read it. Says whether it has to lock the file.
+
+    One with a log is opened as it would be for writing, since the log's index is made in memory only then.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if not _has_log(path):
+        return _immutable(path), False
+    _sync_log(path)
+    return f"{path.absolute().as_uri()}?mode=rw", True
+
+
+def _has_log(path: Path) -> bool:
+    wal = wal_of(path)
+    return wal.exists() and wal.stat().st_size > 0
+
+
+def _immutable(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+
+
+def driver() -> tuple[str, Path]:
+    """The name of the driver, and the folder that it is in, for a process that knows neither."""
+    return sqlite3.__name__, Path(sqlite3.__file__).resolve().parents[1]
 
 
 def copy_to(source: ObjectConnection, path: Path, pages: int, progress: Callable[[], None]) -> None:
@@ -209,8 +235,20 @@ def critical(error: Exception) -> str | None:
     return _CRITICAL.get(_primary_code(error))
 
 
-def _primary_code(error: Exception) -> int:
-    if not isinstance(error, sqlite3.Error):
-        return 0
+def is_critical(code: int) -> bool:
+    """The same of an error's code, where the error itself is another process's."""
+    return code & 0xFF in _CRITICAL
+
+
+def is_full_code(code: int) -> bool:
+    return code & 0xFF == _SQLITE_FULL
+
+
+def code_of(error: Exception) -> int:
+    """SQLite's code of an error; 0: it has none."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
-    return (code or 0) & 0xFF
+    return code or 0
+
+
+def _primary_code(error: Exception) -> int:
+    return code_of(error) & 0xFF if isinstance(error, sqlite3.Error) else 0

@@ -162,8 +162,9 @@ class Transfers:
         if journey is not None:
             os.close(journey.descriptor)
             if journey.path is not None:
-                for path in (journey.path, journey.path.with_name(journey.path.name + "-wal")):
-                    path.unlink(missing_ok=True)
+                # A process that was killed leaves the others.
+                for ending in ("", "-wal", "-journal"):
+                    journey.path.with_name(journey.path.name + ending).unlink(missing_ok=True)
 
     def close(self) -> None:
         for ticket in list(self._journeys):

@@ -27,8 +27,8 @@ from actors.runtime.query import (
     SQL_CHARS_MAX,
     TIMEOUT_DEFAULT_S,
     TIMEOUT_MAX_S,
-    plain_value,
 )
+from actors.runtime.query_child import plain_value
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.fields import Body, Limit, Text, in_utf8
