@@ -184,7 +184,7 @@ class Chat:
                 if isinstance(event, TextDelta):
                     text.append(event.text)
                     turn.add("text.delta", {"text": event.text})
-                else:
+                elif isinstance(event, Finished):
                     finished = event
             if finished is None:
                 raise ModelUnavailable("the answer broke off", 1.0)
