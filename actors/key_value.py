@@ -14,6 +14,8 @@ from sqlite_utils.migrations import Migrations
 
 from actors.runtime import DurableObject, InvalidArgument, exactly_once, idempotent, read
 
+#: The name of the object that holds what a tenant stores by the API; the search cache and others are beside it.
+STORE_NAME = "store"
 KEY_CHARS_MAX = 512
 VALUE_BYTES_MAX = 1024 * 1024
 LIST_MAX = 1000

@@ -24,7 +24,7 @@ from actors.chat_session import Appended, History, Message
 from actors.document_index import Passage
 from actors.runtime.namespace import Stub
 from configs.tenant import TenantConfig
-from deployments import prompt
+from deployments import prompt, token_count
 from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, TextDelta
 from deployments.documents import source_of
@@ -97,6 +97,7 @@ class Chat:
         self._activity = ActivityLog(objects)
         self._sessions = Sessions(objects, tenants, self._activity, now)
         self._tenants = tenants
+        self._counters = token_count.counters_of(tenants, model)
         self._model = model.options(stream=True)
         self._model_calls = model
         self._search = search
@@ -142,11 +143,11 @@ class Chat:
         session_id = question.session_id
         if session_id is None:
             # Checked before a session is made for it; with a history, the history gives way.
-            self._prompt(question, [], [])
+            await self._prompt(question, [], [])
             session_id = (await self._sessions.create(question.tenant, user_id=question.user_id))["id"]
         session = self._sessions.get(question.tenant, session_id)
         history: History = await session.history(limit=HISTORY_MESSAGES_MAX)
-        self._prompt(question, history["messages"], [])
+        await self._prompt(question, history["messages"], [])
         asked = await self._append(session, "user", question.message, data={"turn_id": turn_id})
         turn.add("turn.created", {"turn_id": turn_id, "session_id": session_id, "message_id": asked["id"]})
 
@@ -154,7 +155,7 @@ class Chat:
         if question.retrieve:
             found = await self._search.find.remote(question.tenant, question.message, top_k=question.top_k)
             passages = found.passages
-        made = self._prompt(question, history["messages"], passages)
+        made = await self._prompt(question, history["messages"], passages)
         sources = [source_of(passage) for passage in made.passages]
         turn.add("sources", {"sources": sources})
 
@@ -226,9 +227,9 @@ class Chat:
         self._activity.note(session.id.tenant, session.id.name, appended)
         return appended
 
-    def _prompt(self, question: Question, history: Sequence[Message], passages: Sequence[Passage]) -> Prompt:
+    async def _prompt(self, question: Question, history: Sequence[Message], passages: Sequence[Passage]) -> Prompt:
         tenant = self._tenants[question.tenant]
-        return prompt.build(
+        return await prompt.build(
             system=tenant.model.system_prompt,
             history=history,
             question=question.message,
@@ -237,6 +238,7 @@ class Chat:
             passages_chars_max=tenant.retrieval.context_chars_max,
             context_tokens=tenant.model.context_tokens,
             max_tokens=self._max_tokens(question),
+            counter=self._counters[question.tenant],
         )
 
     def _max_tokens(self, question: Question) -> int:

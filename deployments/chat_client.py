@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import itertools
 import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,6 +45,7 @@ PROBLEM_CHARS_MAX = 300
 DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
+NO_TOKEN = -1
 _CONTEXT_CODES = frozenset({ModelRefused.CONTEXT_LENGTH, "exceed_context_size_error"})
 # All else that the package would send tells of this machine, or comes from environment variables of its own.
 _SENT_HEADERS = frozenset(
@@ -141,6 +143,28 @@ class ChatClient:
             # Reached as well when the caller closes this generator or is cancelled: closing the response is what
             # tells the server to stop.
             await chunks.close()
+
+    async def count_tokens(self, texts: Sequence[str], *, url: str, api_key: str, timeout_s: float) -> list[int]:
+        """The tokens of each text, by llama.cpp's `/tokenize`.
+
+        Raises:
+            ModelUnavailable: no answer in time, or none that can be understood.
+        """
+        # One request for all: what stands between the texts is a token that no text has.
+        parts: list[str | int] = []
+        for text in texts:
+            parts += [text.encode(errors="replace").decode(), NO_TOKEN]
+        try:
+            async with asyncio.timeout(timeout_s):
+                headers = {"authorization": f"Bearer {api_key}"}
+                answer = await self._http.post(url, json={"content": parts}, headers=headers)
+            tokens = answer.raise_for_status().json()["tokens"]
+            ends = [position for position, token in enumerate(tokens) if token == NO_TOKEN]
+            if len(ends) != len(texts):
+                raise ValueError("not one count for each text")
+        except (httpx2.HTTPError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            raise ModelUnavailable(f"tokens were not counted ({type(error).__name__})", DEFAULT_RETRY_AFTER_S) from None
+        return [end - before - 1 for before, end in itertools.pairwise([-1, *ends])]
 
     async def get_ok(self, url: str, *, timeout_s: float) -> bool:
         """Whether a plain GET is answered with 200 in time."""
