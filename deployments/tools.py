@@ -21,6 +21,7 @@ from actors.key_value import KEY_CHARS_MAX, STORE_NAME
 from configs.errors import ConfigError
 from configs.tenant import TenantConfig
 from deployments.documents import Found
+from deployments.token_count import BYTES_PER_TOKEN
 from deployments.tool import Tool, ToolContext, tool_from
 from deployments.toolbox import ToolBox
 
@@ -36,14 +37,16 @@ def toolbox_of(tenant: TenantConfig, *, search: DeploymentHandle, objects: Objec
     settings = tenant.tools
     if not settings.enabled:
         return None
-    own = {
-        "vector_search": lambda: vector_search(search, tenant.retrieval.top_k, settings.result_bytes_max),
+    # The model can't be told more than there is room for, and one result is not to take the next one's.
+    result_bytes_max = min(settings.result_bytes_max, BYTES_PER_TOKEN * tenant.tool_tokens // 2)
+    built_in = {
+        "vector_search": lambda: vector_search(search, tenant.retrieval.top_k, result_bytes_max),
         "kv_get": lambda: kv_get(objects),
     }
     return ToolBox(
-        [own[path]() if path in own else _imported(path) for path in settings.enabled],
+        [built_in[path]() if path in built_in else _imported(path) for path in settings.enabled],
         timeout_s=settings.timeout_s,
-        result_bytes_max=settings.result_bytes_max,
+        result_bytes_max=result_bytes_max,
     )
 
 
@@ -87,10 +90,8 @@ def vector_search(search: DeploymentHandle, default_top_k: int, result_bytes_max
         ]
         while len(passages) > 1 and _size_bytes(passages) > result_bytes_max:
             passages.pop()  # the last fits worst
-        surplus = _size_bytes(passages) - result_bytes_max
-        if passages and surplus > 0:
-            # A character has at least a byte.
-            passages[0]["text"] = passages[0]["text"][: max(0, len(passages[0]["text"]) - surplus)]
+        while passages and passages[0]["text"] and _size_bytes(passages) > result_bytes_max:
+            passages[0]["text"] = passages[0]["text"][: len(passages[0]["text"]) // 2]
         return {"passages": passages}
 
     return tool_from(vector_search, name="vector_search")
