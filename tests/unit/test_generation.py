@@ -113,6 +113,12 @@ async def answer(
         return [event async for event in made.events()], server.bodies
 
 
+async def collect(made: Generation, seen: list[GenerationEvent]) -> None:
+    events = made.events()
+    while (event := await anext(events, None)) is not None:
+        seen.append(event)
+
+
 def results_of(events: list[GenerationEvent]) -> list[Any]:
     return [
         event.shown().get("result", event.shown().get("error")) for event in events if isinstance(event, ToolResult)
@@ -266,10 +272,8 @@ async def test_a_server_that_stalls_ends_the_answer_at_the_time_of_the_whole(box
     script = one_after_another(calling(("weather", {"place": "Ulm"})), stalls)
     async with generating(script, box, timeout_s=0.5) as (made, server), asyncio.timeout(10):
         seen: list[GenerationEvent] = []
-        events = made.events()
         with pytest.raises(ModelTimeout) as caught:
-            while True:
-                seen.append(await anext(events))
+            await collect(made, seen)
         await server.hung_up.wait()
     assert caught.value.timeout_s == 0.5
     assert kinds_of(seen) == ["ToolCall", "ToolResult", "TextDelta"]
