@@ -341,6 +341,24 @@ async def test_closing_the_answer_hangs_up_on_the_model(box: ToolBox) -> None:
     assert made.usage.output_tokens == 1
 
 
+async def test_the_models_stream_is_closed_before_the_answer_is() -> None:
+    closed: list[bool] = []
+
+    async def stream() -> AsyncGenerator[ModelEvent, None]:
+        try:
+            yield TextDelta(text="Wait")
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    held = stream()  # or the garbage collector would close it
+    made = Generation(stream=lambda _: held, request=QUESTION, toolbox=None, context=CONTEXT, limits=LIMITS)
+    events = made.events()
+    assert await anext(events) == TextDelta(text="Wait")
+    await events.aclose()
+    assert closed
+
+
 async def test_cancelling_the_answer_while_a_tool_runs_cancels_the_tool() -> None:
     started, cancelled = asyncio.Event(), asyncio.Event()
 

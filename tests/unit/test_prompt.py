@@ -267,11 +267,12 @@ async def test_a_call_without_its_result_gets_one_and_a_result_without_its_call_
         _result("c2", '"again"'),
         _message("user", "and?"),
         _called("so", "c3"),
+        _message("assistant", "or so"),
     ]
     prompt = await _build(history=history)
     assert _tools_in(prompt) == [
         ("user",), ("assistant", "c1", "c2"), ("tool", "c2"), ("tool", "c1"),
-        ("user",), ("assistant", "c3"), ("tool", "c3"),
+        ("user",), ("assistant", "c3"), ("tool", "c3"), ("assistant",),
     ]  # fmt: skip
     assert [one.content for one in prompt.messages if one.tool_call_id in ("c1", "c3")] == [INTERRUPTED] * 2
     assert prompt.dropped == Dropped(0, 1, 0)
