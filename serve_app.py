@@ -21,6 +21,7 @@ from configs.class_migrations import load_class_history
 from configs.loading import load_service, load_tenants
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
+from deployments import token_count, tools
 from deployments.chat import ChatDeployment
 from deployments.embedded_model import EmbeddedSettings
 from deployments.embedding import EmbeddingDeployment
@@ -96,4 +97,7 @@ def check_data() -> None:
 
 _config = load_service(os.environ)
 _history = load_class_history(_config)
-app = build(_config, load_tenants(_config), _history)
+_tenants = load_tenants(_config)
+tools.check(_tenants, _config.tenants_dir)
+token_count.check(_tenants, _config.tenants_dir)
+app = build(_config, _tenants, _history)

@@ -15,6 +15,8 @@ from typing_extensions import TypedDict
 
 from actors.runtime import DurableObject, InvalidArgument, exactly_once, idempotent, read
 
+#: The name of the object that holds what a tenant stores by the API; the search cache and others are beside it.
+STORE_NAME = "store"
 KEY_CHARS_MAX = 512
 VALUE_BYTES_MAX = 1024 * 1024
 LIST_MAX = 1000

@@ -4,10 +4,10 @@
 folder and checks what no single file can show. Either gives a complete, consistent value or raises one `ConfigError`.
 Nothing is read again later: a changed file is taken up at the next start.
 
-Relative paths: `tenants_dir` and `migrations` are part of the configuration, and count from the folder of the file that
-names them, so that a configuration can be moved as a whole. `data_dir` is no part of it, and counts from the current
-directory: the packaged file may lie in a read-only `site-packages`. Processes of a cluster have current directories of
-their own; give whole paths there.
+Relative paths: `tenants_dir`, `migrations` and a tenant's `tokenizer` are part of the configuration, and count from the
+folder of the file that names them, so that a configuration can be moved as a whole. `data_dir` is no part of it, and
+counts from the current directory: the packaged file may lie in a read-only `site-packages`. Processes of a cluster have
+current directories of their own; give whole paths there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def load_tenants(service: ServiceConfig) -> dict[str, TenantConfig]:
         for index, key in enumerate(tenant.keys):
             _check_key(file, f"keys[{index}]", key, service, owner_of)
             owner_of[key.digest] = f"{tenant.tenant}/{key.id}"
-        tenants[tenant.tenant] = tenant
+        tenants[tenant.tenant] = _with_whole_paths(file, tenant)
     if not tenants:
         raise ConfigError(str(service.tenants_dir), WHOLE_FILE, "", "holds no tenant: nobody could use the service")
     return tenants
@@ -88,6 +88,17 @@ def _check_key(file: Path, field: str, key: KeyConfig, service: ServiceConfig, o
         )
     if owner := owner_of.get(key.digest):
         raise ConfigError(str(file), field, repr(key.id), f"is the same key as {owner}: a key opens one tenant, once")
+
+
+def _with_whole_paths(file: Path, tenant: TenantConfig) -> TenantConfig:
+    if tenant.model.tokenizer is None:
+        return tenant
+    tokenizer = (file.absolute().parent / tenant.model.tokenizer).resolve()
+    if not tokenizer.is_file():
+        raise ConfigError(
+            str(file), "model.tokenizer", ascii(str(tenant.model.tokenizer)), f"no such file: {tokenizer}"
+        )
+    return tenant.model_copy(update={"model": tenant.model.model_copy(update={"tokenizer": tokenizer})})
 
 
 def _tenant_files(folder: Path) -> list[Path]:

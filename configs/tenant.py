@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from actors.turn import OnConflict
-from configs.base import Config
+from configs.base import Config, ConfigPath
 from configs.service import HEADER_NAME
 
 #: `operator` is for those who run the service: where a route says so, the key's other scopes count for every tenant.
 Scope = Literal["chat", "ingest", "search", "kv", "admin", "operator"]
 Placement = Literal["pooled", "dedicated"]
+_Named = TypeVar("_Named", str | None, Path | None)
 
 # RFC 6750: what may follow "Bearer" in a request. A key outside of it could never be presented.
 _BEARER = re.compile(r"[A-Za-z0-9\-._~+/]{1,512}=*")
+
+#: By name; others are given by import path. `deployments.tools` makes them.
+BUILT_IN_TOOLS = ("vector_search", "kv_get")
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful assistant. Answer briefly. Where documents are given, answer from them, and say so when they do "
@@ -136,6 +142,7 @@ class ModelConfig(Config):
     max_tokens: int = Field(default=256, ge=1, le=131_072)
     context_tokens: int = Field(default=4096, ge=2, le=10_000_000, validate_default=True)
     timeout_s: float = Field(default=120.0, gt=0, le=3_600)
+    tokenizer: ConfigPath | None = Field(default=None, validate_default=True)
 
     @field_validator("base_url")
     @classmethod
@@ -161,9 +168,9 @@ class ModelConfig(Config):
             raise ValueError("must not hold a query or a fragment")
         return base_url
 
-    @field_validator("model", "api_key_env")
+    @field_validator("model", "api_key_env", "tokenizer")
     @classmethod
-    def _goes_with_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _goes_with_a_server(cls, value: _Named, info: ValidationInfo) -> _Named:
         if "base_url" not in info.data:  # refused already, and that error says more
             return value
         base_url = info.data["base_url"]
@@ -180,6 +187,32 @@ class ModelConfig(Config):
         if max_tokens is not None and context_tokens <= max_tokens:
             raise ValueError(f"must be more than max_tokens ({max_tokens}): question and answer share it")
         return context_tokens
+
+
+def _tool_path(path: str) -> str:
+    if path not in BUILT_IN_TOOLS and not _IMPORT_PATH.fullmatch(path):
+        raise ValueError(f"must be {', '.join(BUILT_IN_TOOLS)} or an import path, package.module:function")
+    return path
+
+
+class ToolsConfig(Config):
+    """What the tenant's model may call. Paths are imported by `deployments.tools`, which also checks them at start."""
+
+    enabled: Annotated[tuple[Annotated[str, AfterValidator(_tool_path)], ...], Field(strict=False, max_length=32)] = ()
+    steps_max: int = Field(default=6, ge=2, le=50)
+    calls_per_step_max: int = Field(default=8, ge=1, le=32)
+    timeout_s: float = Field(default=15.0, gt=0, le=600)
+    result_bytes_max: int = Field(default=8_000, ge=500, le=1_000_000)
+    context_share: float = Field(default=0.25, gt=0, le=0.75)
+
+    @field_validator("enabled")
+    @classmethod
+    def _names_are_unique(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        names = [path.rpartition(":")[2] for path in paths]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"has two tools named {name}: a model could not tell them apart")
+        return paths
 
 
 class RetrievalConfig(Config):
@@ -205,7 +238,16 @@ class TenantConfig(Config):
     sessions: SessionsConfig = SessionsConfig()
     turns: TurnsConfig = TurnsConfig()
     model: ModelConfig = ModelConfig()
+    tools: ToolsConfig = ToolsConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+
+    @field_validator("tools")
+    @classmethod
+    def _model_can_use_them(cls, tools: ToolsConfig, info: ValidationInfo) -> ToolsConfig:
+        model = info.data.get("model")
+        if tools.enabled and model is not None and model.base_url is None:
+            raise ValueError("needs model.base_url to enable any: the embedded model is too small to use tools")
+        return tools
 
     @field_validator("keys")
     @classmethod
@@ -216,3 +258,8 @@ class TenantConfig(Config):
                 raise ValueError(f"has two keys with the id {key.id!r}")
             seen.add(key.id)
         return keys
+
+    @property
+    def tool_tokens(self) -> int:
+        """What of the model's context is kept free for one turn's calls and their results."""
+        return int(self.model.context_tokens * self.tools.context_share) if self.tools.enabled else 0

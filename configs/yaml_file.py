@@ -26,7 +26,7 @@ VALUE_CHARS_MAX = 80
 WHOLE_FILE = "(whole file)"
 
 _SECRET_NAME = re.compile(r"key|secret|token|passw|credential|auth|plain|sha256", re.IGNORECASE)
-_NO_SECRETS = frozenset({"max_tokens", "context_tokens", "client_key"})
+_NO_SECRETS = frozenset({"max_tokens", "context_tokens", "tokenizer", "client_key"})
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _URL_WITH_USER = re.compile(r"//[^/]*@")
 

@@ -1,10 +1,10 @@
 """How does a request become an answer from any server that speaks the OpenAI chat-completions protocol?
 
-Promise: `ChatClient.stream` yields the answer's text as it arrives and ends with exactly one `Finished`, or raises a
-`ModelError`. It never waits longer than the request's `timeout_s`, never reads more than `ANSWER_BYTES_MAX`, follows no
-redirect, and closes the connection when the caller stops listening, so that the server stops generating too. Nothing
-that the `openai` package finds in environment variables of its own is sent: one tenant's server never sees the key or
-the organisation meant for another's.
+Promise: `ChatClient.stream` yields the answer's text as it arrives, then the calls of tools, each when it is whole, and
+ends with exactly one `Finished`, or raises a `ModelError`. It never waits longer than the request's `timeout_s`, never
+reads more than `ANSWER_BYTES_MAX`, follows no redirect, and closes the connection when the caller stops listening, so
+that the server stops generating too. Nothing that the `openai` package finds in environment variables of its own is
+sent: one tenant's server never sees the key or the organisation meant for another's.
 
 Nothing is retried here: who retries decides that by the error's `retryable`.
 """
@@ -14,22 +14,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import itertools
+import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 import openai
 from openai.types.chat import ChatCompletionChunk
 
-from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
 from deployments.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable
+from deployments.tool_call_pieces import ToolCallPieces, arguments_of, clean
 
 if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletionMessageParam
+    from openai.types.chat import (
+        ChatCompletionMessageParam,
+        ChatCompletionToolChoiceOptionParam,
+        ChatCompletionToolUnionParam,
+    )
 
 MAX_CLIENTS = 64  # (server, key) pairs remembered; one costs a few kilobytes, all share one pool of connections
 MAX_CONNECTIONS = 256
@@ -38,12 +45,19 @@ PROBLEM_CHARS_MAX = 300
 DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
+NO_TOKEN = -1
 _CONTEXT_CODES = frozenset({ModelRefused.CONTEXT_LENGTH, "exceed_context_size_error"})
 # All else that the package would send tells of this machine, or comes from environment variables of its own.
 _SENT_HEADERS = frozenset(
     {"accept", "authorization", "connection", "content-length", "content-type", "host", "user-agent"}
 )
 _BUSY_STATUSES = frozenset({408, 409, 425, 429})
+# A server or a model that can't take tools says so in words of its own, with 400, 404, 422 and even 500.
+_OF_TOOLS = re.compile(r"\btools?\b|\btool[_ -](?:choice|call|use)|\bfunction[_ -]?call", re.IGNORECASE)
+_NOT_TAKEN = re.compile(
+    r"support|\brequires?\b|\benable|\bdisabled|unrecogni[sz]ed|\bunknown|not (?:allowed|permitted)|\bextra",
+    re.IGNORECASE,
+)
 
 
 class ChatClient:
@@ -89,13 +103,20 @@ class ChatClient:
         """
         deadline = asyncio.get_running_loop().time() + request.timeout_s
         client = self._client(base_url, request.api_key_env, api_key)
-        with self._our_errors(request.timeout_s):
+        with self._our_errors(request):
             async with asyncio.timeout_at(deadline):
                 chunks = await client.chat.completions.create(
                     model=model,
-                    messages=cast(
-                        "list[ChatCompletionMessageParam]",
-                        [{"role": message.role, "content": message.content} for message in request.messages],
+                    messages=cast("list[ChatCompletionMessageParam]", [_message(one) for one in request.messages]),
+                    tools=(
+                        cast("list[ChatCompletionToolUnionParam]", [_tool(one) for one in request.tools])
+                        if request.tools
+                        else openai.omit
+                    ),
+                    tool_choice=(
+                        openai.omit
+                        if request.tool_choice is None
+                        else cast("ChatCompletionToolChoiceOptionParam", _tool_choice(request.tool_choice))
                     ),
                     # Not `max_completion_tokens`: most compatible servers know only this name.
                     max_tokens=request.max_tokens,
@@ -106,7 +127,7 @@ class ChatClient:
         answer = _Answer(request)
         try:
             while True:
-                with self._our_errors(request.timeout_s):
+                with self._our_errors(request):
                     async with asyncio.timeout_at(deadline):
                         chunk = await anext(chunks, None)
                 if chunk is None:
@@ -114,11 +135,36 @@ class ChatClient:
                 text = answer.take(chunk)
                 if text:
                     yield TextDelta(text=text)
-            yield answer.finished()
+            finished, calls = answer.finished()
+            for call in calls:
+                yield call
+            yield finished
         finally:
             # Reached as well when the caller closes this generator or is cancelled: closing the response is what
             # tells the server to stop.
             await chunks.close()
+
+    async def count_tokens(self, texts: Sequence[str], *, url: str, api_key: str, timeout_s: float) -> list[int]:
+        """The tokens of each text, by llama.cpp's `/tokenize`.
+
+        Raises:
+            ModelUnavailable: no answer in time, or none that can be understood.
+        """
+        # One request for all: what stands between the texts is a token that no text has.
+        parts: list[str | int] = []
+        for text in texts:
+            parts += [text.encode(errors="replace").decode(), NO_TOKEN]
+        try:
+            async with asyncio.timeout(timeout_s):
+                headers = {"authorization": f"Bearer {api_key}"}
+                answer = await self._http.post(url, json={"content": parts}, headers=headers)
+            tokens = answer.raise_for_status().json()["tokens"]
+            ends = [position for position, token in enumerate(tokens) if token == NO_TOKEN]
+            if len(ends) != len(texts):
+                raise ValueError("not one count for each text")
+        except (httpx2.HTTPError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            raise ModelUnavailable(f"tokens were not counted ({type(error).__name__})", DEFAULT_RETRY_AFTER_S) from None
+        return [end - before - 1 for before, end in itertools.pairwise([-1, *ends])]
 
     async def get_ok(self, url: str, *, timeout_s: float) -> bool:
         """Whether a plain GET is answered with 200 in time."""
@@ -155,17 +201,19 @@ class ChatClient:
         return client
 
     @contextlib.contextmanager
-    def _our_errors(self, timeout_s: float) -> Iterator[None]:
+    def _our_errors(self, request: ChatRequest) -> Iterator[None]:
         # `from None`: the package's errors hold the request, and with it the key.
         try:
             yield
         except (TimeoutError, openai.APITimeoutError):
-            raise ModelTimeout(timeout_s) from None
+            raise ModelTimeout(request.timeout_s) from None
         except openai.APIConnectionError as error:
             raise ModelUnavailable(f"no connection ({_cause(error)})", DEFAULT_RETRY_AFTER_S) from None
-        except openai.APIStatusError as error:
-            raise self._from_status(error) from None
         except openai.APIError as error:
+            if request.tools and (refusal := _refusal_of_tools(error)):
+                raise refusal from None
+            if isinstance(error, openai.APIStatusError):
+                raise self._from_status(error) from None
             raise _from_event(error) from None
         except httpx2.HTTPError as error:
             raise ModelUnavailable(f"no connection ({type(error).__name__})", DEFAULT_RETRY_AFTER_S) from None
@@ -197,10 +245,14 @@ class ChatClient:
 
 
 class _Answer:
-    """What one answer has shown so far: its pieces counted, its end and its usage when they have come."""
+    """What one answer has shown so far: its pieces counted, its calls, its end and its usage when they have come."""
 
     def __init__(self, request: ChatRequest) -> None:
-        self._input_chars = sum(len(message.content) for message in request.messages)
+        said = [text for message in request.messages for text in _texts_of(message)]
+        offered = [json.dumps(_tool(spec)) for spec in request.tools]
+        self._input_chars = sum(len(text) for text in (*said, *offered))
+        self._calls = ToolCallPieces(call.id for message in request.messages for call in message.tool_calls)
+        self._must_call = request.tool_choice not in (None, "auto", "none")
         self._pieces = 0
         self._finish_reason: str | None = None
         self._usage: tuple[int, int] | None = None
@@ -217,22 +269,29 @@ class _Answer:
         reason = getattr(choices[0], "finish_reason", None)
         if isinstance(reason, str) and reason:
             self._finish_reason = reason
-        text = getattr(getattr(choices[0], "delta", None), "content", None)
-        if not isinstance(text, str) or not text:
-            return ""
-        self._pieces += 1
-        return text
+        delta = getattr(choices[0], "delta", None)
+        text = getattr(delta, "content", None)
+        if not isinstance(text, str):
+            text = ""
+        if self._calls.take(getattr(delta, "tool_calls", None)) or text:
+            self._pieces += 1
+        return clean(text)
 
-    def finished(self) -> Finished:
+    def finished(self) -> tuple[Finished, list[ToolCall]]:
         if self._finish_reason is None:
             raise ModelUnavailable("the server's answer broke off", DEFAULT_RETRY_AFTER_S)
+        calls = self._calls.whole(self._finish_reason)
+        if self._must_call and not calls and self._finish_reason == "stop":
+            raise ModelRefused("the server called no tool although it had to", ModelRefused.TOOLS)
         input_tokens, output_tokens = self._usage or (-(-self._input_chars // 4), self._pieces)
-        return Finished(
-            finish_reason=self._finish_reason,
+        finished = Finished(
+            # Some servers say `stop` also where they want tools run.
+            finish_reason="tool_calls" if calls and self._finish_reason == "stop" else self._finish_reason,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             estimated=self._usage is None,
         )
+        return finished, calls
 
 
 class _BoundedBody(httpx2.AsyncByteStream):
@@ -265,6 +324,52 @@ async def _bound_body(response: httpx2.Response) -> None:
     response.stream = _BoundedBody(cast(httpx2.AsyncByteStream, response.stream))
 
 
+def _message(message: ChatMessage) -> dict[str, Any]:
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        # Servers parse what a call's arguments were, and fail the whole request where those are no JSON object.
+        shown["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": "{}" if arguments_of(call.arguments) is None else call.arguments,
+                },
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
+
+
+def _tool(spec: ToolSpec) -> dict[str, Any]:
+    function = {"name": spec.name, "description": spec.description, "parameters": dict(spec.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: str) -> str | dict[str, Any]:
+    return choice if choice in ("auto", "none", "required") else {"type": "function", "function": {"name": choice}}
+
+
+def _texts_of(message: ChatMessage) -> Iterator[str]:
+    yield message.content
+    for call in message.tool_calls:
+        yield call.name
+        yield call.arguments
+
+
+def _refusal_of_tools(error: openai.APIError) -> ModelRefused | None:
+    """The error of a server that can't take tools, if it is that."""
+    if isinstance(error, openai.APIStatusError) and error.status_code in (_BUSY_STATUSES | {401, 403}):
+        return None
+    words = error.message[:2_000]
+    if not (_OF_TOOLS.search(words) and _NOT_TAKEN.search(words)):
+        return None
+    return ModelRefused(f"the server takes no tools: {_words_of(error)}", ModelRefused.TOOLS)
+
+
 def _from_event(error: openai.APIError) -> ModelError:
     """An error that a server reports inside a stream it had begun with 200."""
     if error.code in _CONTEXT_CODES or error.type in _CONTEXT_CODES or error.type == "invalid_request_error":
@@ -274,8 +379,11 @@ def _from_event(error: openai.APIError) -> ModelError:
 
 def _refused(error: openai.APIError) -> ModelRefused:
     too_long = error.code in _CONTEXT_CODES or error.type in _CONTEXT_CODES
-    problem = re.sub(r"^Error code: \d+ - ", "", error.message)
-    return ModelRefused(_plain(problem), ModelRefused.CONTEXT_LENGTH if too_long else error.code or error.type)
+    return ModelRefused(_words_of(error), ModelRefused.CONTEXT_LENGTH if too_long else error.code or error.type)
+
+
+def _words_of(error: openai.APIError) -> str:
+    return _plain(re.sub(r"^Error code: \d+ - ", "", error.message))
 
 
 def _cause(error: openai.APIConnectionError) -> str:

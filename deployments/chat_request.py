@@ -9,16 +9,51 @@ model reads that variable.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolSpec:
+    """What a model is told of a tool. `parameters` is the JSON schema of an object: its arguments."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A tool that the model wants run, and an event of an answer.
+
+    `arguments` is the text that the model wrote: JSON if all is well, which nobody has checked. `id` is unique among
+    the calls of the answer and of the messages that it answers.
+    """
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatMessage:
-    """One message of a conversation."""
+    """One message of a conversation.
 
-    role: Literal["system", "user", "assistant"]
+    An assistant's message may hold `tool_calls`; each is answered by a message of the role `tool` that follows, with
+    the call's id in `tool_call_id` and its result in `content`.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant calls tools")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("the result of a tool, and nothing else, names its call")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +68,9 @@ class ChatRequest:
         base_url: The OpenAI-compatible server, with its version path (`https://host/v1`); `None` is the embedded model.
         model: The server's name for the model; `None` only where the server has but one.
         api_key_env: The environment variable that holds the server's key; `None` sends no key.
+        tools: What the model may call.
+        tool_choice: `auto`, `none`, `required`, or the name of the tool that has to be called; `None` leaves it to the
+            server, which means `auto` everywhere.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -42,8 +80,12 @@ class ChatRequest:
     base_url: str | None = None
     model: str | None = None
     api_key_env: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str | None = None
 
     def __post_init__(self) -> None:
+        if self.tool_choice is not None and not self.tools:
+            raise ValueError("tool_choice needs tools")
         if not self.messages:
             raise ValueError("a request needs a message")
         if self.max_tokens < 1 or not self.timeout_s > 0:
@@ -61,8 +103,9 @@ class TextDelta:
 class Finished:
     """The answer's end, always the last event of an answer that did not fail.
 
-    `finish_reason` is the server's: `stop`, `length`, `content_filter` and the like. `estimated` says that the server
-    counted no tokens: then every piece counts as one, and the input as four characters a token.
+    `finish_reason` is the server's: `stop`, `length`, `content_filter` and the like, and `tool_calls` where it ended to
+    have tools run. `estimated` says that the server counted no tokens: then every piece counts as one, and the input as
+    four characters a token.
     """
 
     finish_reason: str
@@ -71,4 +114,4 @@ class Finished:
     estimated: bool
 
 
-ModelEvent: TypeAlias = TextDelta | Finished
+ModelEvent: TypeAlias = TextDelta | ToolCall | Finished

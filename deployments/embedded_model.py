@@ -60,7 +60,7 @@ def packaged_weights() -> Path:
 
 
 class EmbeddedServer:
-    """llama.cpp, running from construction until `close`. `base_url`, `model` and `api_key` are how to reach it."""
+    """llama.cpp, running from construction until `close`. The URLs, `model` and `api_key` are how to reach it."""
 
     def __init__(self, settings: EmbeddedSettings) -> None:
         self.model = settings.name
@@ -86,6 +86,7 @@ class EmbeddedServer:
         address: str = self._server.listening_address
         self.base_url = f"{address}/v1"
         self.health_url = f"{address}/health"
+        self.tokenize_url = f"{address}/tokenize"
 
     def answering(self) -> int:
         """How many answers are being generated just now."""

@@ -147,10 +147,12 @@ class ModelTimeout(ModelError):
 class ModelRefused(ModelError):
     """The model's server says that the request is wrong; sending it again won't help.
 
-    `code` is the server's own word for it where it has one, and `CONTEXT_LENGTH` whenever the messages are too long.
+    `code` is the server's own word for it where it has one, `CONTEXT_LENGTH` whenever the messages are too long, and
+    `TOOLS` whenever it is the tools that the server or its model can't take.
     """
 
     CONTEXT_LENGTH: ClassVar[str] = "context_length_exceeded"
+    TOOLS: ClassVar[str] = "tools_not_supported"
 
     def __init__(self, problem: str, code: str | None = None) -> None:
         super().__init__(problem, code)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from ray import serve
@@ -24,6 +24,7 @@ from deployments.errors import ModelRefused, ModelUnavailable
 MAX_ONGOING_REQUESTS = 256
 BUSY_RETRY_AFTER_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
+COUNT_TIMEOUT_S = 10.0
 
 
 class Model:
@@ -47,6 +48,18 @@ class Model:
             async with contextlib.aclosing(answer) as events:
                 async for event in events:
                     yield event
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of the embedded model each text has.
+
+        Raises:
+            ModelError: there is no embedded model, or it does not answer.
+        """
+        if self._server is None:
+            raise ModelRefused("this service runs without the embedded model")
+        return await self._local_client.count_tokens(
+            texts, url=self._server.tokenize_url, api_key=self._server.api_key, timeout_s=COUNT_TIMEOUT_S
+        )
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica that fails it three times."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import Field
 
 from actors import InvalidArgument, KeyValue, ObjectNotFound
-from actors.key_value import KEY_CHARS_MAX
+from actors.key_value import KEY_CHARS_MAX, STORE_NAME
 from actors.runtime.namespace import Stub
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
@@ -18,9 +18,6 @@ from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
 router = APIRouter(route_class=guarded_by("kv"), prefix="/kv", tags=["key-value"])
-
-#: The tenant's object; the search cache has another.
-OBJECT_NAME = "store"
 
 Key = Annotated[str, Path(min_length=1, max_length=KEY_CHARS_MAX)]
 
@@ -31,7 +28,7 @@ class NewValue(Body):
 
 
 def _store(request: Request, tenant: str) -> Stub[KeyValue]:
-    return services_of(request).objects.namespace(KeyValue).get(tenant, OBJECT_NAME)
+    return services_of(request).objects.namespace(KeyValue).get(tenant, STORE_NAME)
 
 
 @router.get("", response_model=replies.ItemList)

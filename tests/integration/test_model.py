@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,13 @@ import pytest
 import ray
 from ray import serve
 
+from actors.message import Message
 from deployments.chat_client import ChatClient
 from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
 from deployments.embedded_model import MODEL_NAME, EmbeddedServer, EmbeddedSettings, packaged_weights
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.model import ModelDeployment
+from deployments.prompt import build
 
 SETTINGS = EmbeddedSettings(parallel=4, context_tokens=1024, waiting_max=2)
 # Far more than can be generated before a test would fail for its time: an answer that ends early was stopped.
@@ -126,6 +128,71 @@ async def test_messages_that_do_not_fit_the_context_are_refused(client: ChatClie
     assert caught.value.code == ModelRefused.CONTEXT_LENGTH
 
 
+async def test_tokens_are_counted_as_the_model_reads_them(client: ChatClient, embedded: EmbeddedServer) -> None:
+    texts = ["Hello world", "", "antidisestablishmentarianism", "日本語 😀", "a\ud800b", "<|im_start|>", "word " * 500]
+    counts = await client.count_tokens(texts, url=embedded.tokenize_url, api_key=embedded.api_key, timeout_s=10)
+
+    assert counts[1] == 0
+    assert counts[5] == 1
+    assert all(
+        0 < count <= len(text.encode(errors="surrogatepass")) for text, count in zip(texts, counts, strict=True) if text
+    )
+    usages = []
+    for text in ("", texts[0], texts[6]):
+        end = (await answer(client, embedded, question(text, max_tokens=1)))[-1]
+        assert isinstance(end, Finished)
+        usages.append(end.input_tokens)
+    # What one text more costs is what was counted of it.
+    assert usages[1] - usages[0] == counts[0]
+    assert abs(usages[2] - usages[0] - counts[6]) <= 1  # the space at its end joins what follows
+
+
+async def test_a_prompt_is_never_larger_than_it_was_counted(client: ChatClient, embedded: EmbeddedServer) -> None:
+    class Counter:
+        async def count(self, texts: Sequence[str]) -> list[int]:
+            return await client.count_tokens(texts, url=embedded.tokenize_url, api_key=embedded.api_key, timeout_s=10)
+
+    history: list[Message] = [
+        {
+            "id": number,
+            "role": ("user", "assistant")[number % 2],
+            "content": f"{number}: {'naïve café 😀 ' * (number % 7)}{'and so on ' * (number % 5)}",
+            "tokens": None,
+            "data": None,
+            "created_at": 0.0,
+        }
+        for number in range(60)
+    ]
+    prompt = await build(
+        system="Be brief.",
+        history=history,
+        question="What was that?",
+        passages=[],
+        fence="<<0>>",
+        passages_chars_max=1000,
+        context_tokens=SETTINGS.context_tokens,
+        max_tokens=64,
+        counter=Counter(),
+    )
+    events = await answer(client, embedded, ChatRequest(messages=prompt.messages, max_tokens=1, timeout_s=60))
+
+    room = SETTINGS.context_tokens - 64
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert prompt.dropped.turns > 0
+    # Below, by what the template is taken to add and does not, and by no more than another turn.
+    assert room * 0.6 < end.input_tokens <= room
+
+
+async def test_counting_without_a_server_is_unavailable(client: ChatClient, embedded: EmbeddedServer) -> None:
+    with pytest.raises(ModelUnavailable):
+        await client.count_tokens(["a"], url="http://127.0.0.1:1/tokenize", api_key="x", timeout_s=5)
+    with pytest.raises(ModelUnavailable):
+        await client.count_tokens(["a"], url=embedded.tokenize_url, api_key="guess", timeout_s=5)
+    with pytest.raises(ModelUnavailable):
+        await client.count_tokens(["a"], url=embedded.health_url, api_key=embedded.api_key, timeout_s=5)
+
+
 async def test_nobody_without_the_key_may_ask(client: ChatClient, embedded: EmbeddedServer) -> None:
     with pytest.raises(ModelRefused):
         _ = [e async for e in client.stream(FRANCE, base_url=embedded.base_url, model=embedded.model, api_key="guess")]
@@ -213,6 +280,10 @@ async def test_more_than_may_wait_are_turned_away_at_once(handle: Any) -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_tokens_are_counted_through_serve(handle: Any) -> None:
+    assert await handle.count_tokens.remote(["Hello world", "Hi"]) == [2, 1]
 
 
 async def test_the_deployment_says_that_it_is_ready(handle: Any) -> None:

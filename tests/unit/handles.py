@@ -25,8 +25,18 @@ from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
-from configs.tenant import KeyConfig, ModelConfig, RetrievalConfig, Scope, SessionsConfig, TenantConfig, TenantLimits
+from configs.tenant import (
+    KeyConfig,
+    ModelConfig,
+    RetrievalConfig,
+    Scope,
+    SessionsConfig,
+    TenantConfig,
+    TenantLimits,
+    ToolsConfig,
+)
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.token_count import estimate
 from deployments.vector_store import TOP_K_MAX, VectorStore
 from deployments.vectors import Vectors
 
@@ -124,6 +134,9 @@ class EchoModel:
         if self.finishes:
             yield Finished(finish_reason="stop", input_tokens=11, output_tokens=len(self.pieces), estimated=False)
 
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [estimate(text) for text in texts]
+
     async def ready(self) -> bool:
         return True
 
@@ -207,6 +220,7 @@ def tenant(
     sessions: SessionsConfig | None = None,
     model: ModelConfig | None = None,
     retrieval: RetrievalConfig | None = None,
+    tools: ToolsConfig | None = None,
 ) -> TenantConfig:
     """A tenant whose key is `sk-<name>`, with the defaults of the product."""
     own = KeyConfig.model_validate({"id": "all", "plain": f"sk-{name}", "scopes": list(SCOPES)})
@@ -217,4 +231,5 @@ def tenant(
         sessions=sessions or SessionsConfig(),
         model=model or ModelConfig(),
         retrieval=retrieval or RetrievalConfig(),
+        tools=tools or ToolsConfig(),
     )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
-import json
 import pickle
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from deployments.chat_client import ANSWER_BYTES_MAX, MAX_CLIENTS, MAX_RETRY_AFTER_S, ChatClient
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.chat_client import ANSWER_BYTES_MAX, MAX_CLIENTS, MAX_RETRY_AFTER_S
+from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
 from deployments.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable
+from deployments.tool_call_pieces import ARGUMENTS_BYTES_MAX, CALLS_MAX
+from tests.unit.scripted_server import Reply, Script, serving, talking
 
 QUESTION = ChatRequest(
     messages=(ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Hello?")),
@@ -23,106 +22,6 @@ QUESTION = ChatRequest(
     timeout_s=10,
     temperature=0.5,
 )
-NOW = 1_800_000_000.0
-
-Script = Callable[["Reply"], Awaitable[None]]
-
-
-@dataclass
-class Reply:
-    """The side of a connection that a script writes to."""
-
-    writer: asyncio.StreamWriter
-
-    async def head(self, status: str = "200 OK", headers: Mapping[str, str] | None = None) -> None:
-        lines = {"content-type": "text/event-stream", "connection": "close"} | dict(headers or {})
-        text = f"HTTP/1.1 {status}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
-        await self.raw(text.encode())
-
-    async def event(self, value: Any) -> None:
-        await self.raw(b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n")
-
-    async def piece(self, text: str | None, finish_reason: str | None = None) -> None:
-        delta = {} if text is None else {"content": text}
-        await self.event(
-            {
-                "id": "c",
-                "object": "chat.completion.chunk",
-                "created": 1,
-                "model": "m",
-                "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
-            }
-        )
-
-    async def usage(self, prompt_tokens: int, completion_tokens: int) -> None:
-        counts = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        await self.event({"choices": [], "usage": counts | {"total_tokens": prompt_tokens + completion_tokens}})
-
-    async def problem(self, status: str, body: Any, headers: Mapping[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        await self.head(
-            status, {"content-type": "application/json", "content-length": str(len(data))} | dict(headers or {})
-        )
-        await self.raw(data)
-
-    async def raw(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-
-@dataclass
-class ScriptedServer:
-    """An HTTP server that answers every request as its script says, and keeps what was asked."""
-
-    script: Script
-    base_url: str = ""
-    heads: list[str] = field(default_factory=list)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
-    connections: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections.add(asyncio.ensure_future(self.serve(reader, writer)))
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = next(int(line[15:]) for line in head.splitlines() if line.startswith("content-length:"))
-        self.heads.append(head)
-        self.bodies.append(json.loads(await reader.readexactly(length)))
-        script = asyncio.ensure_future(self.script(Reply(writer)))
-        client_gone = asyncio.ensure_future(reader.read())
-        await asyncio.wait({script, client_gone}, return_when=asyncio.FIRST_COMPLETED)
-        if client_gone.done():
-            self.hung_up.set()
-        for task in (script, client_gone):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                await task
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-
-@contextlib.asynccontextmanager
-async def serving(script: Script) -> AsyncIterator[ScriptedServer]:
-    scripted = ScriptedServer(script)
-    listener = await asyncio.start_server(scripted.accept, "127.0.0.1", 0)
-    scripted.base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-    try:
-        yield scripted
-    finally:
-        listener.close()
-        await listener.wait_closed()
-        await asyncio.wait_for(asyncio.gather(*scripted.connections), 5)
-
-
-@contextlib.asynccontextmanager
-async def talking(environ: Mapping[str, str] | None = None) -> AsyncIterator[ChatClient]:
-    client = ChatClient(environ=environ or {}, clock=lambda: NOW, trust_environment=False)
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def ask(script: Script, request: ChatRequest = QUESTION) -> list[ModelEvent]:
@@ -463,3 +362,246 @@ async def test_cancelling_the_listener_hangs_up_on_the_server() -> None:
         with pytest.raises(asyncio.CancelledError):
             await listener
         await asyncio.wait_for(server.hung_up.wait(), 5)
+
+
+WEATHER = ToolSpec(
+    name="weather",
+    description="The weather of a place.",
+    parameters={"type": "object", "properties": {"place": {"type": "string"}}},
+)
+WITH_TOOLS = replace(QUESTION, tools=(WEATHER,), tool_choice="auto")
+
+
+def piece(index: int | None, call_id: str | None, name: str | None, arguments: Any) -> dict[str, Any]:
+    """A piece of a call, without what is None."""
+    function = {"name": name, "arguments": arguments}
+    whole = {
+        "index": index,
+        "id": call_id,
+        "function": {key: value for key, value in function.items() if value is not None},
+    }
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+async def calls_in(*pieces: dict[str, Any], finish_reason: str = "tool_calls") -> list[tuple[str, str, str]]:
+    """The calls that are made of the pieces, each sent in a chunk of its own."""
+
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        for one in pieces:
+            await reply.calls(one)
+        await reply.piece(None, finish_reason)
+
+    events = await ask(script, WITH_TOOLS)
+    return [(event.id, event.name, event.arguments) for event in events if isinstance(event, ToolCall)]
+
+
+async def test_tools_are_offered_in_the_request() -> None:
+    async with serving(hello) as server, talking() as client:
+        _ = [event async for event in client.stream(WITH_TOOLS, base_url=server.base_url, model="m")]
+        required = replace(WITH_TOOLS, tool_choice="weather")
+        with pytest.raises(ModelRefused):
+            _ = [event async for event in client.stream(required, base_url=server.base_url, model="m")]
+        _ = [event async for event in client.stream(QUESTION, base_url=server.base_url, model="m")]
+
+    function = {"name": "weather", "description": WEATHER.description, "parameters": dict(WEATHER.parameters)}
+    assert server.bodies[0]["tools"] == [{"type": "function", "function": function}]
+    assert server.bodies[0]["tool_choice"] == "auto"
+    assert server.bodies[1]["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert not {"tools", "tool_choice"} & server.bodies[2].keys()
+
+
+async def test_calls_and_their_results_are_sent_back_as_the_protocol_has_them() -> None:
+    calls = (
+        ToolCall(id="a", name="weather", arguments='{"place": "Ulm"}'),
+        ToolCall(id="b", name="weather", arguments="{"),
+    )
+    messages = (
+        *QUESTION.messages,
+        ChatMessage(role="assistant", content="", tool_calls=calls),
+        ChatMessage(role="tool", content='"rain"', tool_call_id="a"),
+        ChatMessage(role="tool", content='{"error":"no JSON"}', tool_call_id="b"),
+    )
+    async with serving(hello) as server, talking() as client:
+        request = replace(QUESTION, messages=messages)
+        _ = [event async for event in client.stream(request, base_url=server.base_url, model="m")]
+
+    assistant, *results = server.bodies[0]["messages"][2:]
+    assert assistant == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Ulm"}'}},
+            # A server that parses them would fail the whole request.
+            {"id": "b", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+        ],
+    }
+    assert results == [
+        {"role": "tool", "content": '"rain"', "tool_call_id": "a"},
+        {"role": "tool", "content": '{"error":"no JSON"}', "tool_call_id": "b"},
+    ]
+
+
+async def test_text_and_calls_of_one_answer_both_arrive() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.piece("Let me look.")
+        await reply.calls(piece(0, "a", "weather", ""))
+        await reply.calls(piece(0, None, None, '{"place"'))
+        await reply.calls(piece(0, None, None, ': "Ulm"}'), piece(1, "b", "weather", "{}"))
+        await reply.piece(None, "tool_calls")
+        await reply.usage(20, 9)
+
+    assert await ask(script, WITH_TOOLS) == [
+        TextDelta(text="Let me look."),
+        ToolCall(id="a", name="weather", arguments='{"place": "Ulm"}'),
+        ToolCall(id="b", name="weather", arguments="{}"),
+        Finished(finish_reason="tool_calls", input_tokens=20, output_tokens=9, estimated=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([piece(1, "b", "g", "{}"), piece(0, "a", "f", "{"), piece(1, None, None, " "), piece(0, None, None, "}")],
+         [("b", "g", "{} "), ("a", "f", "{}")]),
+        ([piece(None, "a", "f", "{}"), piece(None, "b", "g", "{"), piece(None, None, None, "}")],
+         [("a", "f", "{}"), ("b", "g", "{}")]),
+        ([piece(0, "a", "f", "{}"), piece(0, "b", "g", "{"), piece(0, "b", None, "}")],
+         [("a", "f", "{}"), ("b", "g", "{}")]),
+        ([piece(0, "a", "f", "{"), piece(0, "a", "f", "}")], [("a", "f", "{}")]),
+        ([piece(0, None, "f", "{}"), piece(1, None, "f", "{}")], [("call_1", "f", "{}"), ("call_2", "f", "{}")]),
+        ([piece(0, "a", "f", "{}"), piece(1, "a", "f", "{}")], [("a", "f", "{}"), ("call_2", "f", "{}")]),
+        ([piece(0, "bad id\n", "f", "{}"), piece(1, "x" * 999, "f", "{}")],
+         [("call_1", "f", "{}"), ("call_2", "f", "{}")]),
+        ([piece(0, "a", "f", {"x": 1})], [("a", "f", '{"x": 1}')]),
+        ([piece(0, "a", "f", None)], [("a", "f", "{}")]),
+        ([piece(0, "a", "functions.f g" + "h" * 99, "not json")], [("a", "functions_f_g" + "h" * 51, "not json")]),
+        ([piece(0, "a", "f", '{"x": "\ud83d'), piece(0, None, None, '\ude00\ud800"}')],
+         [("a", "f", '{"x": "😀\ufffd"}')]),
+    ],
+    ids=["interleaved", "no index", "one index for all", "name repeated", "no ids", "id doubled", "ids unfit",
+         "arguments an object", "no arguments", "name unfit", "halves of characters"],
+)  # fmt: skip
+async def test_the_calls_of_careless_servers_are_understood(
+    pieces: list[dict[str, Any]], expected: list[tuple[str, str, str]]
+) -> None:
+    assert await calls_in(*pieces) == expected
+
+
+async def test_a_call_never_has_the_id_of_one_that_the_conversation_holds() -> None:
+    earlier = ChatMessage(role="assistant", content="", tool_calls=(ToolCall(id="call_0", name="f", arguments="{}"),))
+    result = ChatMessage(role="tool", content="1", tool_call_id="call_0")
+
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.calls(piece(0, "call_0", "f", "{}"), finish_reason="tool_calls")
+
+    events = await ask(script, replace(WITH_TOOLS, messages=(*QUESTION.messages, earlier, result)))
+
+    assert isinstance(events[0], ToolCall)
+    assert events[0].id not in ("call_0", "")
+
+
+async def test_an_answer_with_calls_has_stopped_for_them_whatever_the_server_says() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.calls(piece(0, "a", "f", "{}"), finish_reason="stop")
+
+    end = (await ask(script, WITH_TOOLS))[-1]
+
+    assert isinstance(end, Finished)
+    assert end.finish_reason == "tool_calls"
+
+
+async def test_a_call_that_was_cut_for_length_is_no_call() -> None:
+    assert await calls_in(
+        piece(0, "a", "f", "{}"), piece(1, "b", "f", '{"place": "U'), finish_reason="length"
+    ) == [("a", "f", "{}")]  # fmt: skip
+
+
+async def test_calls_of_an_answer_that_breaks_off_are_not_given() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.calls(piece(0, "a", "f", "{}"))
+
+    async with serving(script) as server, talking() as client:
+        answer = client.stream(WITH_TOOLS, base_url=server.base_url, model="m")
+        with pytest.raises(ModelUnavailable):
+            await anext(answer)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [piece(number, None, "f", "{}") for number in range(CALLS_MAX + 1)],
+        [piece(0, "a", "f", "x" * 65_536) for _ in range(ARGUMENTS_BYTES_MAX // 65_536 + 1)],
+        [piece(0, "a", None, "{}")],
+        [{"index": "x", "function": 7}],
+    ],
+    ids=["too many", "too long", "no name", "no call"],
+)
+async def test_calls_that_no_answer_needs_are_unavailable(pieces: list[dict[str, Any]]) -> None:
+    with pytest.raises(ModelUnavailable):
+        await calls_in(*pieces)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("400 Bad Request", "registry.ollama.ai/library/gemma does not support tools"),
+        ("400 Bad Request", '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
+        ("404 Not Found", "No endpoints found that support tool use."),
+        ("422 Unprocessable Entity", "tools: Extra inputs are not permitted"),
+        ("500 Internal Server Error", "tools param requires --jinja flag"),
+    ],
+)
+async def test_a_server_that_can_take_no_tools_is_known_by_one_code(status: str, words: str) -> None:
+    async def script(reply: Reply) -> None:
+        await reply.problem(status, {"error": {"message": words}})
+
+    error = await failing(script, WITH_TOOLS)
+
+    assert isinstance(error, ModelRefused)
+    assert error.code == ModelRefused.TOOLS
+    assert words.split("'")[0] in error.problem
+    assert "takes no tools" in str(error)
+
+
+async def test_other_errors_are_not_laid_to_the_tools() -> None:
+    async def broken(reply: Reply) -> None:
+        await reply.problem("500 Internal Server Error", {"error": {"message": "Failed to parse tool call"}})
+
+    async def unsupported(reply: Reply) -> None:
+        await reply.problem("500 Internal Server Error", {"error": {"message": "tools are not supported"}})
+
+    assert isinstance(await failing(broken, WITH_TOOLS), ModelUnavailable)
+    assert isinstance(await failing(unsupported, QUESTION), ModelUnavailable)
+
+
+async def test_a_server_that_ignores_a_tool_it_had_to_call_is_refused() -> None:
+    error = await failing(hello, replace(WITH_TOOLS, tool_choice="required"))
+
+    assert isinstance(error, ModelRefused)
+    assert error.code == ModelRefused.TOOLS
+
+
+async def test_half_a_character_becomes_what_utf_8_can_hold() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.piece("a\ud800b", "stop")
+
+    assert (await ask(script))[0] == TextDelta(text="a\ufffdb")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"role": "user", "content": "", "tool_calls": (ToolCall(id="a", name="f", arguments="{}"),)},
+        {"role": "tool", "content": "1"},
+        {"role": "user", "content": "1", "tool_call_id": "a"},
+    ],
+)
+def test_a_message_that_no_server_could_take_is_not_made(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="call"):
+        ChatMessage(**fields)

@@ -554,6 +554,13 @@ def test_a_key_is_not_shown_by_the_configuration_itself() -> None:
         ("model.context_tokens", 256),
         ("model.timeout_s", 0),
         ("model.timeout_s", 3601),
+        ("model.tokenizer", "tokenizer.json"),
+        ("tools", {"enabled": ["kv_get"]}),
+        ("tools.steps_max", 1),
+        ("tools.calls_per_step_max", 0),
+        ("tools.timeout_s", 0),
+        ("tools.result_bytes_max", 499),
+        ("tools.context_share", 1.0),
         ("retrieval.top_k", 0),
         ("retrieval.top_k", 51),
         ("retrieval.candidates", 2),
@@ -595,6 +602,39 @@ def test_a_tenant_can_name_a_model_server_of_its_own(workspace: Workspace) -> No
 def test_a_model_server_without_the_name_of_a_model_is_refused(workspace: Workspace) -> None:
     error = workspace.refusal_of_tenant(tenant_with(model={"base_url": "http://127.0.0.1:8080/v1"}))
     assert (error.field, error.problem[:27]) == ("model.model", "is required with base_url: t"[:27])
+
+
+MODEL_SERVER = {"base_url": "http://127.0.0.1:8080/v1", "model": "m"}
+
+
+def test_a_tenant_can_enable_tools_where_another_server_answers(workspace: Workspace) -> None:
+    enabled = ["vector_search", "kv_get", "acme_tools.weather:forecast"]
+    tenant = workspace.load(tenant_with(model=MODEL_SERVER, tools={"enabled": enabled}))
+    assert tenant.tools.enabled == tuple(enabled)
+    assert tenant.tool_tokens == tenant.model.context_tokens // 4
+    assert workspace.load(tenant_with()).tool_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["web_search", "no_colon.here", "a:b:c", ":f", "m:", "a b:c", "os.path:é", "../x:y", 3]
+)
+def test_a_tool_that_is_no_path_is_refused_by_its_place(workspace: Workspace, path: object) -> None:
+    error = workspace.refusal_of_tenant(tenant_with(model=MODEL_SERVER, tools={"enabled": ["kv_get", path]}))
+    assert (error.field, error.value) == ("tools.enabled[1]", ascii(path))
+
+
+def test_two_tools_of_one_name_are_refused(workspace: Workspace) -> None:
+    error = workspace.refusal_of_tenant(tenant_with(model=MODEL_SERVER, tools={"enabled": ["kv_get", "own:kv_get"]}))
+    assert error.field == "tools.enabled"
+    assert "named kv_get" in error.problem
+
+
+def test_a_tokenizer_counts_from_the_file_that_names_it_and_must_be_there(workspace: Workspace) -> None:
+    model = {**MODEL_SERVER, "tokenizer": "../tokenizer.json"}
+    error = workspace.refusal_of_tenant(tenant_with(model=model))
+    assert (error.field, error.value) == ("model.tokenizer", "'../tokenizer.json'")
+    (workspace.root / "tokenizer.json").touch()
+    assert workspace.load(tenant_with(model=model)).model.tokenizer == (workspace.root / "tokenizer.json").resolve()
 
 
 def test_classes_that_tenants_can_not_place_are_pooled() -> None:
