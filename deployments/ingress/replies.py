@@ -96,21 +96,25 @@ class Usage(BaseModel):
     estimated: bool
 
 
-class Answer(BaseModel):
-    turn_id: str
-    session_id: str
-    message_id: int
-    text: str
-    sources: list[Source]
-    finish_reason: str
-    usage: Usage
-
-
 class TurnProblem(BaseModel):
     code: str
     message: str
     retryable: bool
     retry_after_s: float | None
+
+
+class Answer(BaseModel):
+    """`message_id` is the answer's, null where nothing of it is kept; `error` says why one is incomplete."""
+
+    turn_id: str
+    session_id: str
+    message_id: int | None
+    status: Literal["completed", "incomplete", "cancelled"]
+    text: str
+    sources: list[Source]
+    finish_reason: str
+    usage: Usage | None
+    error: TurnProblem | None = None
 
 
 class Turn(BaseModel):
