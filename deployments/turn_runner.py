@@ -37,8 +37,8 @@ logger = logging.getLogger("mobula.chat")
 
 #: How long the session is asked at a time whether the turn goes on; it takes a runner for dead after several of these.
 ATTEND_S = 3.0
-#: How long the session is asked at a time whether a turn's time has come.
-CLAIM_WAIT_S = 5.0
+#: How long the session is asked at a time whether a turn's time has come. Shorter than a stopped replica's last wait.
+CLAIM_WAIT_S = 3.0
 #: A model that wants to be left alone for longer is not waited for.
 RETRY_PAUSE_MAX_S = 5.0
 LOST_PAUSE_S = 1.0
@@ -89,6 +89,9 @@ class TurnRunner:
                 claim = claiming["claim"]
                 if claim is None and claiming["turn"]["status"] != "queued":
                     return False
+            if self._ending.is_set():
+                await session.release(turn_id, claim["attempt"], RUNNER_STOPPED["code"])
+                return True
             pause_s = await self._attempt(session, claim)
             if pause_s is None:
                 return False
