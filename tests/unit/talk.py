@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from actors import ChatSession, Directory, TokenUsage, TurnQueue
 from actors.document_index import Passage
 from actors.message import Message
 from actors.runtime.clock import ManualClock
@@ -76,7 +75,7 @@ class Talk:
 
     def __init__(self, data_dir: Path, tenants: Mapping[str, TenantConfig] = TENANTS) -> None:
         self.clock = ManualClock()
-        self.objects = FailingObjects(data_dir, self.clock, classes=[ChatSession, Directory, TurnQueue, TokenUsage])
+        self.objects = FailingObjects(data_dir, self.clock)
         self.tenants = tenants
         self.activity = ActivityLog(self.objects)
         self.sessions = Sessions(self.objects, tenants, self.activity, self.clock.now)

@@ -25,6 +25,7 @@ from deployments.ingress.services import Services
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.sessions import Sessions
+from deployments.turns import Turns
 from tests.unit.handles import FailingObjects, Handle, tenant
 
 TENANTS = {"acme": tenant("acme"), "demo": tenant("demo")}
@@ -74,6 +75,7 @@ def services(objects: FailingObjects, parts: Parts, clock: ManualClock) -> Servi
 
 def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float]) -> Services:
     behind = Handle(parts)
+    sessions = Sessions(objects, TENANTS, ActivityLog(objects), now)
     return Services(
         config=ServiceConfig(),
         tenants=TENANTS,
@@ -81,7 +83,8 @@ def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float
         operator=Operator(objects),
         keyring=Keyring(TENANTS.values()),
         limiter=Limiter(objects, TENANTS),
-        sessions=Sessions(objects, TENANTS, ActivityLog(objects), now),
+        sessions=sessions,
+        turns=Turns(sessions),
         idempotency=Idempotency(objects, now),
         chat=behind,
         ingest=behind,
@@ -364,7 +367,7 @@ async def test_the_key_is_described_where_it_is_taken_and_nowhere_else(app: Fast
         for operation in operations.values()
         if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", []))
     }
-    assert taking == {"/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
+    assert taking == {"/chat", "/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
 
 
 async def test_a_repeat_of_a_session_goes_to_the_objects_no_more_than_it_must(
