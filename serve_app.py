@@ -78,7 +78,7 @@ def build(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tupl
     search = SearchDeployment.bind(connect=connect, retrieval=retrieval, embedding=embedding, vectors=vectors)
     ingest = IngestDeployment.bind(connect=connect, limits=extraction, embedding=embedding, vectors=vectors)
     chat = ChatDeployment.bind(connect=connect, tenants=tenants, model=model, search=search)
-    application: Application = IngressDeployment.bind(
+    application: Application = IngressDeployment.options(num_replicas=config.http.replicas).bind(
         config=config, tenants=tenants, connect=connect, chat=chat, ingest=ingest, search=search
     )
     return application

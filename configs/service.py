@@ -29,6 +29,7 @@ class HttpConfig(Config):
     host: str = "127.0.0.1"
     port: Port = 8000
     client_ip_header: str | None = None
+    replicas: int = Field(default=1, ge=1, le=1_000)
 
     @field_validator("host")
     @classmethod

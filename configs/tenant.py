@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from actors.turn import OnConflict
 from configs.base import Config, ConfigPath
 from configs.service import HEADER_NAME
 
@@ -22,6 +21,8 @@ from configs.service import HEADER_NAME
 Scope = Literal["chat", "ingest", "search", "kv", "admin", "operator"]
 Placement = Literal["pooled", "dedicated"]
 _Named = TypeVar("_Named", str | None, Path | None)
+# As `actors.turn` has it, and not from there: whoever reads a configuration may not have Ray imported by that.
+OnConflict = Literal["enqueue", "reject", "interrupt", "rollback"]
 
 # RFC 6750: what may follow "Bearer" in a request. A key outside of it could never be presented.
 _BEARER = re.compile(r"[A-Za-z0-9\-._~+/]{1,512}=*")

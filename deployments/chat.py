@@ -34,8 +34,9 @@ logger = logging.getLogger("mobula.chat")
 #: Turns under way or waiting in one replica, listened to or not.
 TURNS_AT_ONCE_MAX = 256
 BUSY_RETRY_AFTER_S = 1.0
-#: How long a replica that is stopped lets its turns go on.
+#: How long a replica that is stopped lets its turns go on, and then waits for what is left of them to be written down.
 DRAIN_S = 25.0
+GIVE_BACK_S = 5.0
 
 
 class Chat:
@@ -51,6 +52,7 @@ class Chat:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._objects = connect()
+        self._queue = self._objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)
         self._activity = ActivityLog(self._objects)
         self._sessions = Sessions(self._objects, tenants, self._activity, now)
         self._tenants = tenants
@@ -98,11 +100,14 @@ class Chat:
         return bool(await self._model.ready.remote())
 
     async def drain(self, within_s: float = DRAIN_S) -> None:
-        """Takes no more lost turns, and lets those that run come to their end."""
+        """Takes no more lost turns, lets those that run come to their end, and then ends them or gives them back."""
         if self._taking is not None:
             self._taking.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=within_s)
+        self._runner.end()
+        if self._running:
+            await asyncio.wait(self._running, timeout=GIVE_BACK_S)
 
     def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
         settings = tenant.turns
@@ -130,7 +135,9 @@ class Chat:
 
     async def _run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> None:
         try:
-            await self._runner.run(session, turn_id, runner, claim)
+            if await self._runner.run(session, turn_id, runner, claim):
+                # Its session would offer it as well, and takes a while to see that nobody asks for it.
+                await self._queue.offer(session.id.tenant, session.id.name, turn_id)
         except ObjectNotFound:
             pass  # the session was deleted, or has expired
         except Exception:  # the session takes it for lost, and has it run again or ends it
@@ -138,13 +145,12 @@ class Chat:
 
     async def _take(self) -> None:
         """Takes lost turns, for as long as the replica lives."""
-        queue = self._objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)
         while True:
             if len(self._running) >= TURNS_AT_ONCE_MAX:
                 await asyncio.sleep(BUSY_RETRY_AFTER_S)
                 continue
             try:
-                orphan = await queue.take()
+                orphan = await self._queue.take()
             except DurableError as error:
                 logger.warning("the queue of turns is not reached: %s", error)
                 await asyncio.sleep(error.retry_after_s or LOST_PAUSE_S)
@@ -168,5 +174,5 @@ ChatDeployment: Any = serve.deployment(
     max_ongoing_requests=TURNS_AT_ONCE_MAX,
     max_queued_requests=TURNS_AT_ONCE_MAX,
     ray_actor_options={"num_cpus": 0.2},
-    graceful_shutdown_timeout_s=DRAIN_S + 5,
+    graceful_shutdown_timeout_s=DRAIN_S + GIVE_BACK_S + 5,
 )(ChatReplica)

@@ -316,6 +316,10 @@ async def _only_known_headers(request: httpx2.Request) -> None:
     for name in request.headers.keys() - _SENT_HEADERS:
         del request.headers[name]
     request.headers["accept-encoding"] = "identity"
+    if request.url.scheme == "http":
+        # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS
+        # a new one costs next to nothing.
+        request.headers["connection"] = "close"
 
 
 async def _bound_body(response: httpx2.Response) -> None:

@@ -100,5 +100,6 @@ ModelDeployment: Any = serve.deployment(
     max_queued_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.5},
     health_check_timeout_s=30,
-    graceful_shutdown_timeout_s=10,
+    # Longer than a chat replica, stopped at the same time, lets its turns go on.
+    graceful_shutdown_timeout_s=40,
 )(Model)

@@ -2,7 +2,8 @@
 
 Documents are searched, the model is asked, and what comes of it is written into the session as it comes. A runner
 tells the session all the while that it lives, and stops when the session says so. Whatever happens, it ends the turn,
-gives it back to be run again, or loses it to whoever the session takes for alive.
+gives it back to be run again, or loses it to whoever the session takes for alive. What was shown of an answer is kept,
+however it ended; a turn of whose answer nothing was shown is tried again where that may help.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
@@ -28,7 +29,7 @@ from deployments import prompt
 from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, TextDelta
 from deployments.documents import source_of
-from deployments.errors import ModelError, ModelUnavailable, ServiceError
+from deployments.errors import ModelError, ModelTimeout, ModelUnavailable, ServiceError
 from deployments.prompt import Prompt
 from deployments.turn_writer import TurnWriter
 
@@ -36,11 +37,22 @@ logger = logging.getLogger("mobula.chat")
 
 #: How long the session is asked at a time whether the turn goes on; it takes a runner for dead after several of these.
 ATTEND_S = 3.0
-#: How long the session is asked at a time whether a turn's time has come.
-CLAIM_WAIT_S = 5.0
+#: How long the session is asked at a time whether a turn's time has come. Shorter than a stopped replica's last wait.
+CLAIM_WAIT_S = 3.0
 #: A model that wants to be left alone for longer is not waited for.
 RETRY_PAUSE_MAX_S = 5.0
 LOST_PAUSE_S = 1.0
+#: How long a session that can't be reached is told of a turn's end.
+CONCLUDE_WITHIN_S = 30.0
+
+Result = TypeVar("Result")
+
+RUNNER_STOPPED: TurnError = {
+    "code": "RunnerStopped",
+    "message": "the process that was answering was stopped",
+    "retryable": True,
+    "retry_after_s": LOST_PAUSE_S,
+}
 
 
 class TurnRunner:
@@ -58,42 +70,61 @@ class TurnRunner:
         self._model = model.options(stream=True)
         self._search = search
         self._activity = activity
+        self._ending = asyncio.Event()
 
-    async def run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> None:
-        """Runs the turn when its time has come, as often as it may be tried, unless another runs it."""
+    def end(self) -> None:
+        """Has every turn end now: those of whose answer something was shown keep it, the others are given back."""
+        self._ending.set()
+
+    async def run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> bool:
+        """Runs the turn when its time has come, as often as it may be tried, unless another runs it.
+
+        Returns whether it is left for another runner, which should be told of it.
+        """
         while True:
             while claim is None:
+                if self._ending.is_set():
+                    return True
                 claiming = await session.claim(turn_id, runner, CLAIM_WAIT_S)
                 claim = claiming["claim"]
                 if claim is None and claiming["turn"]["status"] != "queued":
-                    return
+                    return False
+            if self._ending.is_set():
+                await session.release(turn_id, claim["attempt"], RUNNER_STOPPED["code"])
+                return True
             pause_s = await self._attempt(session, claim)
             if pause_s is None:
-                return
-            await asyncio.sleep(pause_s)
+                return False
             claim = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._ending.wait()
 
     async def _attempt(self, session: Stub[ChatSession], claim: Claim) -> float | None:
         """Returns the pause after which the turn is to be claimed again; None if it is over."""
         turn_id, attempt = claim["turn_id"], claim["attempt"]
         writer = TurnWriter(session, claim)
-        await writer.start()
+        writer.start()
         failure: Exception | None = None
         finished: Finished | None = None
         loop = asyncio.get_running_loop()
         work = loop.create_task(self._work(session.id.tenant, session.id.name, claim, writer))
-        attending = loop.create_task(self._attend(session, turn_id, attempt, writer))
-        stopped = loop.create_task(writer.stopped.wait())
+        others = [
+            loop.create_task(self._attend(session, turn_id, attempt, writer)),
+            loop.create_task(writer.stopped.wait()),
+            loop.create_task(self._ending.wait()),
+        ]
         try:
-            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, *others[1:]}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 finished = work.result()
+            else:
+                failure = writer.failure
         except Exception as error:  # whatever it was, the turn has to end
             failure = error
         finally:
-            await _cancelled(work, stopped, attending)
-        with contextlib.suppress(DurableError):  # what could not be written is in the rest
-            await writer.close()
+            await _cancelled(work, *others)
+        await writer.close()
         try:
             return await self._conclude(session, claim, writer, finished, failure)
         except ObjectNotFound:
@@ -108,40 +139,49 @@ class TurnRunner:
         failure: Exception | None,
     ) -> float | None:
         turn_id, attempt = claim["turn_id"], claim["attempt"]
+        after, rest = writer.take_rest()
         error: TurnError | None = None
         status: FinalStatus = "completed"
-        usage = _usage(finished) if finished is not None else _estimated(claim, writer)
-        if finished is None and failure is None:
+        if failure is not None:
+            error = self._told(session, turn_id, failure)
+        elif finished is None and not writer.stopped.is_set():
+            error = RUNNER_STOPPED
+        elif finished is None:
             status = "cancelled"
-        elif failure is not None:
-            if not isinstance(known(failure), DurableError | ServiceError):
-                logger.error("tenant=%s turn failed", session.id.tenant, exc_info=failure)
-            error = as_error(known(failure))
+        if error is not None:
             status = "incomplete" if writer.has_content else "failed"
-            if status == "failed" and self._may_retry(session.id.tenant, attempt, error):
-                after, rest = writer.take_rest()
-                await session.record(turn_id, attempt, after, rest)
-                if await session.release(turn_id, attempt, error["code"]):
-                    return error["retry_after_s"] or LOST_PAUSE_S
-                return None
-        after, rest = writer.take_rest()
-        ended: Ended = await session.finish(
-            turn_id,
-            attempt,
-            after,
-            rest,
-            status,
-            finish_reason=finished.finish_reason if finished is not None else None,
-            usage=usage if finished is not None or writer.has_content else None,
-            error=error,
+            if status == "failed" and (failure is None or self._may_retry(session.id.tenant, attempt, failure)):
+                await _insist(lambda: session.record(turn_id, attempt, after, rest))
+                is_ours = await _insist(lambda: session.release(turn_id, attempt, error["code"]))
+                return (error["retry_after_s"] or LOST_PAUSE_S) if is_ours else None
+        usage = _usage(finished) if finished is not None else _estimated(claim, writer)
+        ended: Ended = await _insist(
+            lambda: session.finish(
+                turn_id,
+                attempt,
+                after,
+                rest,
+                status,
+                finish_reason=finished.finish_reason if finished is not None else None,
+                usage=usage if finished is not None or writer.has_content else None,
+                error=error,
+            )
         )
         self._activity.note(session.id.tenant, session.id.name, ended)
         return None
 
-    def _may_retry(self, tenant: str, attempt: int, error: TurnError) -> bool:
+    def _told(self, session: Stub[ChatSession], turn_id: str, failure: Exception) -> TurnError:
+        if not isinstance(getattr(failure, "cause", failure), DurableError | ServiceError | RayError):
+            logger.error("tenant=%s turn=%s failed", session.id.tenant, turn_id, exc_info=failure)
+        return as_error(known(failure))
+
+    def _may_retry(self, tenant: str, attempt: int, failure: Exception) -> bool:
+        error = known(failure)
         return (
-            error["retryable"]
-            and (error["retry_after_s"] or LOST_PAUSE_S) <= RETRY_PAUSE_MAX_S
+            bool(getattr(error, "retryable", False))
+            # Whoever asked has waited for long enough.
+            and not isinstance(error, ModelTimeout)
+            and (getattr(error, "retry_after_s", None) or LOST_PAUSE_S) <= RETRY_PAUSE_MAX_S
             and attempt < self._tenants[tenant].turns.attempts_max
         )
 
@@ -222,6 +262,19 @@ def build_prompt(
 def max_tokens(tenant: TenantConfig, asked: int | None) -> int:
     """What the client asks for, and no more than the tenant may."""
     return min(asked or tenant.model.max_tokens, tenant.model.max_tokens)
+
+
+async def _insist(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Calls again where that may help: what a turn has come to is not lost with one call."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + CONCLUDE_WITHIN_S
+    while True:
+        try:
+            return await call()
+        except DurableError as error:
+            if not error.retryable or loop.time() >= give_up_s:
+                raise
+            await asyncio.sleep(error.retry_after_s or LOST_PAUSE_S)
 
 
 async def _cancelled(*tasks: asyncio.Task[Any]) -> None:

@@ -1,8 +1,12 @@
 """How does what a runner makes get into its session?
 
-A writer takes events at any speed and writes them down in batches: the first at once, the next ones after a short
-pause, or sooner if there are many. Pieces of text that wait together become one event. One batch is on its way at a
-time, so that the numbers of events can't go wrong, and whoever adds faster than they leave is made to wait.
+A writer takes events at any speed and writes them down in batches. Up to the first word of the answer each leaves at
+once; from then on after a short pause, or sooner if there are many. Pieces of text that wait together become one event.
+One batch is on its way at a time, so that the numbers of events can't go wrong, and whoever adds faster than they leave
+is made to wait.
+
+A batch that can't be written is tried again for as long as the session may take the runner for alive, and no event is
+lost: what was not written is there for whoever ends the turn.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from actors import ChatSession, ObjectNotFound
+from actors import ChatSession, DurableError, ObjectNotFound
 from actors.runtime.namespace import Stub
 from actors.turn import CONTENT, Claim, EventType, NewEvent
 
@@ -21,35 +25,55 @@ FLUSH_EVERY_S = 0.04
 FLUSH_PIECES = 16
 #: Characters that may wait before the one who adds them does.
 WAITING_CHARS_MAX = 256 * 1024
+#: How long one batch is tried. The claim has lapsed by then.
+WRITE_WITHIN_S = 20.0
+RETRY_PAUSE_S = 0.5
 
 
 class TurnWriter:
-    """Writes one claim's events. Use as a context; what waits when it is left is `take_rest`'s to have."""
+    """Writes one claim's events, from `start` to `close`; what is left then is `take_rest`'s to have."""
 
-    def __init__(self, session: Stub[ChatSession], claim: Claim, *, flush_every_s: float = FLUSH_EVERY_S) -> None:
+    def __init__(
+        self,
+        session: Stub[ChatSession],
+        claim: Claim,
+        *,
+        flush_every_s: float = FLUSH_EVERY_S,
+        write_within_s: float = WRITE_WITHIN_S,
+        retry_pause_s: float = RETRY_PAUSE_S,
+    ) -> None:
         self._session = session
         self._claim = claim
         self._flush_every_s = flush_every_s
+        self._write_within_s = write_within_s
+        self._retry_pause_s = retry_pause_s
         self._after = claim["last_event"]
         self._waiting: list[NewEvent] = []
         self._pieces = 0
         self._chars = 0
+        self._is_paced = False
         self._news = asyncio.Event()
         self._many = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        #: The session has the turn stopped, or knows it no more.
+        #: The session has the turn stopped, or knows it no more, or can't be written to: see `failure`.
         self.stopped = asyncio.Event()
+        #: Why nothing can be written any more, where that is so.
+        self.failure: DurableError | None = None
         #: Something of the answer was added, whether or not it was written yet.
         self.has_content = False
         #: Pieces of text that were added: what a model that counts no tokens has used.
         self.text_pieces = 0
 
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._write())
+
     async def add(self, event_type: EventType, data: dict[str, Any]) -> None:
         self.has_content |= event_type in CONTENT
-        last = self._waiting[-1] if self._waiting else None
+        # What could not be written stays as it is: it may have been, and only the word of it lost.
+        last = self._waiting[-1] if self._waiting and self.failure is None else None
         if event_type == "text.delta":
             self.text_pieces += 1
             self._chars += len(data["text"])
@@ -59,21 +83,14 @@ class TurnWriter:
             self._waiting.append({"type": event_type, "data": data})
         self._pieces += 1
         self._news.set()
-        if self._pieces >= FLUSH_PIECES:
+        if self._pieces >= FLUSH_PIECES or not self._is_paced:
             self._many.set()
-        if self._chars > WAITING_CHARS_MAX:
+        if self._chars > WAITING_CHARS_MAX and not self.stopped.is_set():
             self._room.clear()
             await self._room.wait()
 
-    async def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._write())
-
     async def close(self) -> None:
-        """Returns when nothing is on its way any more.
-
-        Raises:
-            DurableError: what was added could not be written.
-        """
+        """Returns when nothing is on its way any more."""
         self._closing = True
         self._news.set()
         self._many.set()
@@ -89,26 +106,42 @@ class TurnWriter:
         try:
             while True:
                 await self._news.wait()
-                if self._closing or self.stopped.is_set():
+                if self._closing:
                     return
                 self._news.clear()
                 self._many.clear()
                 batch, self._waiting, self._pieces, self._chars = self._waiting, [], 0, 0
+                self._is_paced |= any(event["type"] in CONTENT for event in batch)
                 self._room.set()
-                try:
-                    goes_on = await self._session.record(
-                        self._claim["turn_id"], self._claim["attempt"], self._after, batch
-                    )
-                except ObjectNotFound:
-                    goes_on = False
-                self._after += len(batch)
-                if not goes_on:
-                    self.stopped.set()
+                if not await self._record(batch):
                     return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._flush_every_s):
-                        await self._many.wait()
+                if self._is_paced:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._flush_every_s):
+                            await self._many.wait()
         finally:
+            if not self._closing:
+                self.stopped.set()
             # Nobody waits for room that will not come.
             self._room.set()
-            self._chars = 0
+
+    async def _record(self, batch: list[NewEvent]) -> bool:
+        """Returns whether the turn goes on."""
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + self._write_within_s
+        while True:
+            try:
+                goes_on: bool = await self._session.record(
+                    self._claim["turn_id"], self._claim["attempt"], self._after, batch
+                )
+            except ObjectNotFound:
+                return False
+            except DurableError as error:
+                if error.retryable and loop.time() < give_up_s and not self._closing:
+                    await asyncio.sleep(error.retry_after_s or self._retry_pause_s)
+                    continue
+                self._waiting = [*batch, *self._waiting]
+                self.failure = error
+                return False
+            self._after += len(batch)
+            return goes_on

@@ -1,7 +1,7 @@
 """How is a turn followed, looked up and stopped?
 
 Readers read what the session has written down and nothing else: any number of them, from any process, from any event
-on, and all see the same.
+on, and all see the same. Each hears one event that ends the turn, also where the session goes in the middle of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from actors import ChatSession, DurableError, ObjectNotFound
 from actors.chat_session import TurnPage
 from actors.runtime.namespace import Stub
-from actors.turn import FINAL, EventPage, TurnEvent, TurnInfo
+from actors.turn import FINAL, EventPage, TurnError, TurnEvent, TurnInfo
 from deployments.errors import EventsGone
 from deployments.sessions import Sessions
 
@@ -61,6 +61,10 @@ class Turns:
             try:
                 page = await session.events(turn_id, after, EVENTS_WAIT_S)
                 heard_at_s = loop.time()
+            except ObjectNotFound:
+                # The session was deleted, or has expired: nothing comes any more, and nothing can be read again.
+                yield _gone(session.id.name, turn_id, after + 1)
+                return
             except DurableError as error:
                 if not error.retryable or loop.time() > heard_at_s + LOST_FOR_MAX_S:
                     raise
@@ -96,6 +100,17 @@ class Turns:
         except TimeoutError:
             pass  # it is shown as it is: asked to end
         return turn
+
+
+def _gone(session_id: str, turn_id: str, number: int) -> TurnEvent:
+    problem: TurnError = {
+        "code": "ObjectNotFound",
+        "message": "the session was deleted or has expired",
+        "retryable": False,
+        "retry_after_s": None,
+    }
+    data = {"turn_id": turn_id, "session_id": session_id, **problem, "usage": None}
+    return {"number": number, "type": "error", "data": data}
 
 
 def _require_turn_id(turn_id: str) -> None:

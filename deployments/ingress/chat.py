@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from pydantic import Field
 from actors import InvalidArgument
 from actors.runtime import RequestReused
 from actors.turn import OnConflict
-from deployments.errors import IdempotencyKeyReused
+from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyReused
 from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
@@ -25,6 +26,10 @@ from deployments.ingress.turns import events_path
 from deployments.question import Asked, Question, new_turn_id
 
 router = APIRouter(route_class=guarded_by("chat"), tags=["chat"])
+
+#: How long a request waits for the one with its key that came a moment earlier.
+BUSY_FOR_MAX_S = 5.0
+BUSY_PAUSE_S = 0.1
 
 
 class NewQuestion(Body):
@@ -107,6 +112,7 @@ async def ask(request: Request, question: Question, key: str | None) -> Asked:
 
     Raises:
         IdempotencyKeyReused: the key came with another question.
+        IdempotencyKeyBusy: the process that took the question up was lost in the middle; its lease will run out.
     """
     services = services_of(request)
     begin = services.chat.begin.remote
@@ -128,5 +134,13 @@ async def ask(request: Request, question: Question, key: str | None) -> Asked:
 
     payload: dict[str, Any] = {"message": question.message, "user_id": question.user_id, **question.request()}
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])
-    outcome = await outcome_once(request, question.tenant, key, payload, plan=plan, work=work)
-    return Asked(**outcome.content, joined=outcome.replayed)
+    give_up_s = asyncio.get_running_loop().time() + BUSY_FOR_MAX_S
+    while True:
+        try:
+            outcome = await outcome_once(request, question.tenant, key, payload, plan=plan, work=work)
+            return Asked(**outcome.content, joined=outcome.replayed)
+        except IdempotencyKeyBusy:
+            # The same request is making its session just now, and its turn can be joined in a moment.
+            if asyncio.get_running_loop().time() >= give_up_s:
+                raise
+            await asyncio.sleep(BUSY_PAUSE_S)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Any, get_args
 
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
+from actors import DurableError, ObjectNotFound
 from actors.turn import EventType, TurnEvent
 from deployments.errors import ModelRefused, ModelUnavailable
+
+logger = logging.getLogger("mobula.ingress")
 
 #: A comment line that often keeps proxies from closing a stream while the model thinks.
 PING_EVERY_S = 15
@@ -32,9 +36,13 @@ def streamed(events: AsyncIterator[TurnEvent], *, location: str) -> EventSourceR
 
 
 async def _sse(events: AsyncIterator[TurnEvent]) -> AsyncIterator[ServerSentEvent]:
-    async for event in events:
-        # Text stands in the data alone, as JSON, which has no line ends: it can't become a field or another event.
-        yield ServerSentEvent(data=to_json(event["data"]).decode(), event=event["type"], id=str(event["number"]))
+    try:
+        async for event in events:
+            # Text stands in the data alone, as JSON, which has no line ends: it can't become a field or another event.
+            yield ServerSentEvent(data=to_json(event["data"]).decode(), event=event["type"], id=str(event["number"]))
+    except DurableError as error:
+        # The turn has not ended: a stream that ends before its last event is to be taken up again.
+        logger.warning("a stream was cut off: %s", error)
 
 
 async def gathered(events: AsyncIterator[TurnEvent]) -> dict[str, Any]:
@@ -42,6 +50,7 @@ async def gathered(events: AsyncIterator[TurnEvent]) -> dict[str, Any]:
 
     Raises:
         ModelUnavailable, ModelRefused: there is none.
+        ObjectNotFound: the session has gone.
     """
     answer: dict[str, Any] = {"text": "", "sources": [], "finish_reason": None}
     text: list[str] = []
@@ -58,6 +67,8 @@ async def gathered(events: AsyncIterator[TurnEvent]) -> dict[str, Any]:
                 answer |= {**data, "status": "cancelled", "finish_reason": "cancelled"}
             case "turn.incomplete":
                 answer |= {**data, "status": "incomplete", "finish_reason": data["reason"]}
+            case "error" if data["code"] == ObjectNotFound.__name__:
+                raise ObjectNotFound(f"ChatSession/{data['session_id']}")
             case "error" if data["retryable"]:
                 raise ModelUnavailable(data["message"], data["retry_after_s"] or 1.0)
             case "error":

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from actors import document_index, key_value, message
 from actors.directory import SessionMetadata
-from actors.turn import TurnInfo
+from actors.turn import TurnError, TurnInfo
 
 
 def reply(content: Any, status: int = 200) -> Response:
@@ -82,13 +82,17 @@ class Usage(BaseModel):
 
 
 class Answer(BaseModel):
+    """`message_id` is the answer's, null where nothing of it is kept; `error` says why one is incomplete."""
+
     turn_id: str
     session_id: str
-    message_id: int
+    message_id: int | None
+    status: Literal["completed", "incomplete", "cancelled"]
     text: str
     sources: list[Source]
     finish_reason: str
-    usage: Usage
+    usage: Usage | None
+    error: TurnError | None = None
 
 
 class Turn(TurnInfo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,12 +13,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+import yaml
 
 from deployments.fast_http import client_environment
+from tests.integration.scripted_model import KEY, MODEL, ScriptedModel, scripted_model
 
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
 START_WITHIN_S = 180.0
@@ -35,18 +39,34 @@ def _needs_the_shared_service(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and "service" in item.fixturenames and "service" not in vars(item.module)
 
 
+def configured(folder: Path, model: ScriptedModel, **more: Any) -> Path:
+    """The tests' configuration in a folder of its own, with a tenant more whose model is this one."""
+    tenants = folder / "tenants"
+    shutil.copytree(CONFIG.parent / "tenants", tenants)
+    tenant = {
+        "tenant": MODEL,
+        "keys": [{"id": "all", "plain": KEY, "scopes": ["chat", "ingest", "search", "kv", "admin"]}],
+        "limits": {"refill_per_second": 100_000, "capacity": 100_000},
+        "model": {"base_url": model.url, "model": MODEL, "max_tokens": 100_000, "context_tokens": 1_000_000},
+        **more,
+    }
+    (tenants / f"{MODEL}.yaml").write_text(yaml.safe_dump(tenant))
+    return Path(shutil.copy(CONFIG, folder))
+
+
 class Service:
     """A running service. `start` and `kill` may alternate on the same data."""
 
-    def __init__(self, data_dir: Path, port: int) -> None:
+    def __init__(self, data_dir: Path, port: int, config: Path = CONFIG) -> None:
         self.data_dir = data_dir
+        self.config = config
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.said = ""
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        environ = {**os.environ, "MOBULA_CONFIG": str(CONFIG), "MOBULA_PORT": str(self.port)}
+        environ = {**os.environ, "MOBULA_CONFIG": str(self.config), "MOBULA_PORT": str(self.port)}
         environ["MOBULA_DATA_DIR"] = str(self.data_dir)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "deployments"],
@@ -142,8 +162,16 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("service"), free_port())
+def model() -> Iterator[ScriptedModel]:
+    """What answers the tenant `scripted` of the shared service."""
+    with scripted_model() as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, model: ScriptedModel) -> Iterator[Service]:
+    config = configured(tmp_path_factory.mktemp("config"), model)
+    running = Service(tmp_path_factory.mktemp("service"), free_port(), config)
     running.start()
     try:
         yield running
@@ -154,6 +182,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def demo(service: Service) -> Iterator[httpx.Client]:
     with service.client("sk-demo") as client:
+        yield client
+
+
+@pytest.fixture
+def scripted(service: Service) -> Iterator[httpx.Client]:
+    with service.client(KEY) as client:
         yield client
 
 

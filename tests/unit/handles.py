@@ -8,6 +8,8 @@ words and no meaning, and the real vector store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import hashlib
 import inspect
 import pickle
@@ -19,8 +21,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ray.exceptions import RayTaskError
+from ray.serve.exceptions import RequestCancelledError
 
-from actors import ChatSession, Directory, DocumentIndex, DurableObject, KeyValue, LocalBackend, TokenBucket
+from actors import (
+    ChatSession,
+    Directory,
+    DocumentIndex,
+    DurableObject,
+    KeyValue,
+    LocalBackend,
+    TokenBucket,
+    TokenUsage,
+    TurnQueue,
+)
 from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
@@ -34,13 +47,14 @@ from configs.tenant import (
     TenantConfig,
     TenantLimits,
     ToolsConfig,
+    TurnsConfig,
 )
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
 from deployments.token_count import estimate
 from deployments.vector_store import TOP_K_MAX, VectorStore
 from deployments.vectors import Vectors
 
-CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket)
+CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket, TokenUsage, TurnQueue)
 SCOPES: frozenset[Scope] = frozenset({"chat", "ingest", "search", "kv", "admin"})
 DIMENSIONS = 64
 
@@ -93,17 +107,38 @@ class HandleMethod:
 
 
 class HandleStream:
-    """What a method yields. Cancelled, it ends the method at the next chance, as Serve does."""
+    """What a method yields, which runs whether or not anybody listens. Cancelled, the method ends where it waits."""
 
     def __init__(self, values: AsyncGenerator[Any, None]) -> None:
-        self._values = values
-        self.cancelled = False
+        self._came: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        # In a context of its own, as in another process.
+        self._task = asyncio.get_running_loop().create_task(self._run(values), context=contextvars.Context())
 
-    def __aiter__(self) -> AsyncGenerator[Any, None]:
-        return self._values
+    async def _run(self, values: AsyncGenerator[Any, None]) -> None:
+        try:
+            async with contextlib.aclosing(values):
+                async for value in values:
+                    self._came.put_nowait(("value", value))
+            self._came.put_nowait(("end", None))
+        except asyncio.CancelledError:
+            self._came.put_nowait(("error", RequestCancelledError("request")))
+            raise
+        except Exception as error:  # for whoever listens
+            self._came.put_nowait(("error", error))
+
+    def __aiter__(self) -> HandleStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        kind, value = await self._came.get()
+        if kind == "end":
+            raise StopAsyncIteration
+        if kind == "error":
+            raise value
+        return value
 
     def cancel(self) -> None:
-        self.cancelled = True
+        self._task.cancel()
 
 
 def as_ray_raises(error: Exception) -> Exception:
@@ -113,22 +148,36 @@ def as_ray_raises(error: Exception) -> Exception:
 
 
 class EchoModel:
-    """Answers with `pieces`, then ends, or raises `failure`. Waits for `may_go_on` before the piece `stalls_at`."""
+    """Answers with `pieces`, then ends, or raises `failure`. Waits for `may_go_on` before the piece `stalls_at`.
+
+    Of `failures` each answer takes one, which it raises at once, as long as there are any.
+    """
 
     def __init__(self, *pieces: str, failure: Exception | None = None, stalls_at: int | None = None) -> None:
         self.pieces = pieces
         self.failure = failure
+        self.failures: list[Exception] = []
         self.stalls_at = stalls_at
+        self.stalled = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.finishes = True
         self.requests: list[ChatRequest] = []
+        #: Answers that were made no further because nobody wanted them.
+        self.stopped = 0
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
         self.requests.append(request)
-        for number, piece in enumerate(self.pieces):
-            if number == self.stalls_at:
-                await self.may_go_on.wait()
-            yield TextDelta(text=piece)
+        if self.failures:
+            raise self.failures.pop(0)
+        try:
+            for number, piece in enumerate(self.pieces):
+                if number == self.stalls_at:
+                    self.stalled.set()
+                    await self.may_go_on.wait()
+                yield TextDelta(text=piece)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.stopped += 1
+            raise
         if self.failure is not None:
             raise self.failure
         if self.finishes:
@@ -221,6 +270,7 @@ def tenant(
     model: ModelConfig | None = None,
     retrieval: RetrievalConfig | None = None,
     tools: ToolsConfig | None = None,
+    turns: TurnsConfig | None = None,
 ) -> TenantConfig:
     """A tenant whose key is `sk-<name>`, with the defaults of the product."""
     own = KeyConfig.model_validate({"id": "all", "plain": f"sk-{name}", "scopes": list(SCOPES)})
@@ -232,4 +282,5 @@ def tenant(
         model=model or ModelConfig(),
         retrieval=retrieval or RetrievalConfig(),
         tools=tools or ToolsConfig(),
+        turns=turns or TurnsConfig(),
     )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import subprocess
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+import actors.turn
+import configs.tenant
 from configs.base import Config
 from configs.errors import ConfigError
 from configs.loading import PACKAGED_SERVICE_FILE, load_service, load_tenants
@@ -654,3 +658,13 @@ def test_a_long_value_is_shown_short_and_printable(workspace: Workspace) -> None
     error = workspace.refusal_of_service({"environment": "\x1b[31m" + "x" * 1000})
     assert error.value.startswith("'\\x1b[31mxxx")
     assert len(error.value) == 80
+
+
+def test_a_configuration_is_read_without_ray() -> None:
+    """Ray reads its environment when it is imported, and that is set after the configuration was read."""
+    code = "import sys, configs.loading, deployments.server; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_tenants_ways_with_a_message_during_an_answer_are_those_of_a_session() -> None:
+    assert get_args(configs.tenant.OnConflict) == get_args(actors.turn.OnConflict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,25 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
 
-from actors import ObjectNotFound, ObjectReset
+from actors import ObjectReset
 from actors.runtime.clock import ManualClock
 from configs.service import HttpConfig, RequestLimits, ServiceConfig
 from configs.tenant import KeyConfig, TenantLimits
 from deployments.documents import Found, Ingested, NewDocument
-from deployments.errors import ModelUnavailable
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
-from deployments.question import Question, TurnEvent
+from deployments.question import Asked, Question
 from tests.openapi import resolved
 from tests.unit.handles import SCOPES, FailingObjects, Handle, tenant
 
 CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100, query_chars_max=50))
 JSON = {"content-type": "application/json"}
 SESSION = "s" + "0" * 32
+TURN = "t" + "0" * 24
 
 
 def _keys(name: str) -> list[KeyConfig]:
@@ -54,22 +53,10 @@ class Parts:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
-        self.events: list[TurnEvent] = [
-            TurnEvent(1, "turn.created", {"turn_id": "t1", "session_id": SESSION, "message_id": 1}),
-            TurnEvent(2, "sources", {"sources": []}),
-            TurnEvent(3, "text.delta", {"text": "line\r\n\nevent: error\n"}),
-            TurnEvent(4, "text.delta", {"text": "🐟"}),
-            TurnEvent(
-                5,
-                "turn.completed",
-                {"turn_id": "t1", "session_id": SESSION, "message_id": 2, "finish_reason": "stop", "usage": {}},
-            ),
-        ]
 
-    async def answer(self, question: Question) -> AsyncGenerator[TurnEvent, None]:
+    async def begin(self, question: Question) -> Asked:
         self.asked.append(question)
-        for event in self.events:
-            yield event
+        return Asked(session_id=SESSION, turn_id=TURN, joined=False)
 
     async def store(self, tenant: str, documents: Sequence[NewDocument]) -> list[Ingested]:
         self.asked.append((tenant, list(documents)))
@@ -156,6 +143,10 @@ ROUTES: list[tuple[str, str, str | None, Any]] = [
     ("DELETE", f"/chat/sessions/{SESSION}", "chat", None),
     ("GET", f"/chat/sessions/{SESSION}/messages", "chat", None),
     ("POST", f"/chat/sessions/{SESSION}/messages", "chat", {"role": "user", "content": "x"}),
+    ("GET", f"/chat/sessions/{SESSION}/turns", "chat", None),
+    ("GET", f"/chat/sessions/{SESSION}/turns/{TURN}", "chat", None),
+    ("POST", f"/chat/sessions/{SESSION}/turns/{TURN}/cancel", "chat", None),
+    ("GET", f"/chat/sessions/{SESSION}/turns/{TURN}/events", "chat", None),
     ("POST", "/ingest", "ingest", {"documents": [{"text": "fish"}]}),
     ("GET", "/documents", "ingest", None),
     ("GET", "/documents/a/b", "ingest", None),
@@ -192,7 +183,13 @@ def test_the_routes_above_are_all_there_are(built: FastAPI) -> None:
         for method in operations
         if path not in ("/healthz", "/readyz")
     }
-    parts = {SESSION: "{session_id}", "/kv/a/b": "/kv/{key}", "a/b": "{document_id}", "KeyValue": "{class_name}"}
+    parts = {
+        SESSION: "{session_id}",
+        TURN: "{turn_id}",
+        "/kv/a/b": "/kv/{key}",
+        "a/b": "{document_id}",
+        "KeyValue": "{class_name}",
+    }
     named = set()
     for method, path, _, _ in ROUTES:
         for part, parameter in parts.items():
@@ -415,59 +412,6 @@ async def test_a_clients_address_is_what_the_trusted_proxy_says_and_not_what_the
 async def test_a_forwarded_address_counts_only_where_a_proxy_is_trusted(client: httpx.AsyncClient) -> None:
     headers = {**_key("sk-small"), "x-forwarded-for": "192.0.2.1"}
     assert (await client.get("/ratelimit/usage", headers=headers)).json()["client"] == "10.0.0.1"
-
-
-async def test_an_answer_is_streamed_as_numbered_events_whose_text_cannot_forge_another(
-    client: httpx.AsyncClient, parts: Parts
-) -> None:
-    response = await client.post("/chat", json={"message": "Why?", "user_id": "ann", "top_k": 2})
-    assert response.headers["content-type"].startswith("text/event-stream")
-    blocks = [block.splitlines() for block in response.text.replace("\r\n", "\n").strip().split("\n\n")]
-    fields = [dict(line.split(": ", 1) for line in block) for block in blocks]
-    assert [field["id"] for field in fields] == ["1", "2", "3", "4", "5"]
-    assert [field["event"] for field in fields] == [event.type for event in parts.events]
-    assert [json.loads(field["data"]) for field in fields] == [event.data for event in parts.events]
-    (question,) = parts.asked
-    assert question == Question(tenant="acme", message="Why?", user_id="ann", top_k=2)
-
-
-async def test_an_answer_can_be_had_as_one_json(client: httpx.AsyncClient) -> None:
-    answer = (await client.post("/chat", json={"message": "Why?", "stream": False})).json()
-    assert answer["text"] == "line\r\n\nevent: error\n🐟"
-    assert (answer["session_id"], answer["message_id"], answer["finish_reason"]) == (SESSION, 2, "stop")
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (ObjectNotFound("ChatSession/acme:s"), 404),
-        (ModelUnavailable("busy", 3.0), 503),
-        (BackPressureError(num_queued_requests=9, max_queued_requests=9), 503),
-        (RayActorError(), 503),
-        (ValueError("/data/secret"), 500),
-    ],
-)
-async def test_what_is_wrong_before_the_first_event_has_a_status_of_its_own(
-    client: httpx.AsyncClient, behind: Handle, error: Exception, status: int, stream: bool
-) -> None:
-    behind.errors["answer"] = error
-    response = await client.post("/chat", json={"message": "Why?", "stream": stream})
-    _problem(response, status)
-    assert ("retry-after" in response.headers) == (status == 503)
-    assert "secret" not in response.text
-
-
-@pytest.mark.parametrize(("retryable", "status"), [(True, 503), (False, 422)])
-async def test_an_error_in_the_middle_is_the_last_event_of_a_stream_and_the_status_of_one_json(
-    client: httpx.AsyncClient, parts: Parts, retryable: bool, status: int
-) -> None:
-    error = {"code": "ModelRefused", "message": "no", "retryable": retryable, "retry_after_s": 2.0}
-    parts.events[3:] = [TurnEvent(4, "error", error)]
-    streamed = await client.post("/chat", json={"message": "Why?"})
-    assert streamed.status_code == 200
-    assert "event: error" in streamed.text.strip().split("\r\n\r\n")[-1]
-    _problem(await client.post("/chat", json={"message": "Why?", "stream": False}), status)
 
 
 async def test_an_object_that_is_restarting_asks_for_patience(

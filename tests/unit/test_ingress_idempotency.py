@@ -343,7 +343,7 @@ async def test_the_key_is_described_where_it_is_taken_and_nowhere_else(app: Fast
         for operation in operations.values()
         if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", []))
     }
-    assert taking == {"/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
+    assert taking == {"/chat", "/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
 
 
 async def test_a_repeat_of_a_session_goes_to_the_objects_no_more_than_it_must(

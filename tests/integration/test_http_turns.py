@@ -1,0 +1,269 @@
+"""Is a turn one turn over HTTP, however often it is asked for, cut off, taken up again, or stopped?
+
+A scripted server gives the answers, so that each word of them is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from typing import Any
+
+import httpx
+import pytest
+from httpx_sse import aconnect_sse, connect_sse
+
+from tests.integration.calls import contents, eventually, new_session, ok, problem, refused_fields, unique
+from tests.integration.conftest import Service
+from tests.integration.scripted_model import KEY, ScriptedModel, answer, question
+
+#: Each is cut several times.
+STREAMS = 100
+AT_ONCE = 20
+PIECES = 40
+#: For the upstream server to notice, from the moment the stop was asked for.
+STOPPED_WITHIN_S = 1.0
+FINAL = {"turn.completed", "turn.cancelled", "turn.incomplete", "error"}
+
+
+def whole(client: httpx.Client, message: str, **more: Any) -> dict[str, Any]:
+    told: dict[str, Any] = ok(client.post("/chat", json={"message": message, "stream": False, **more}))
+    return told
+
+
+def path_of(told: dict[str, Any]) -> str:
+    return f"/chat/sessions/{told['session_id']}/turns/{told['turn_id']}"
+
+
+def events(client: httpx.Client, path: str, **params: Any) -> list[dict[str, Any]]:
+    with connect_sse(client, "GET", f"{path}/events", params=params) as source:
+        return [{"id": int(one.id), "event": one.event, "data": one.json()} for one in source.iter_sse() if one.data]
+
+
+class Reader:
+    """Reads one answer, and loses its connection again and again."""
+
+    def __init__(self, client: httpx.AsyncClient, chance: random.Random) -> None:
+        self._client = client
+        self._chance = chance
+        self.heard: list[tuple[int, str, dict[str, Any]]] = []
+
+    async def read(self, body: dict[str, Any]) -> None:
+        await self._some("POST", "/chat", json=body)
+        path = path_of(self.heard[0][2])
+        while self.heard[-1][1] not in FINAL:
+            last = str(self.heard[-1][0])
+            if self._chance.random() < 0.5:
+                await self._some("GET", f"{path}/events", headers={"Last-Event-ID": last})
+            else:
+                await self._some("GET", f"{path}/events", params={"starting_after": last})
+
+    async def _some(self, method: str, url: str, **request: Any) -> None:
+        enough = self._chance.randint(1, 12)
+        async with aconnect_sse(self._client, method, url, **request) as source:
+            source.response.raise_for_status()
+            async for event in source.aiter_sse():
+                if event.data:
+                    self.heard.append((int(event.id), event.event, event.json()))
+                    enough -= 1
+                if not enough:
+                    return
+
+    @property
+    def text(self) -> str:
+        return "".join(data["text"] for _, kind, data in self.heard if kind == "text.delta")
+
+
+@pytest.mark.timeout(300)
+async def test_streams_that_are_cut_and_taken_up_again_lose_and_repeat_nothing(service: Service) -> None:
+    assert len(service.processes("ray::ServeReplica:mobula:Ingress")) == 2
+    chance = random.Random(4)
+    tags = [unique("cut") for _ in range(STREAMS)]
+    room = asyncio.Semaphore(AT_ONCE)
+    # A connection each time, and the next replica with it.
+    none_kept = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=service.url, headers=headers, timeout=60, limits=none_kept, verify=False
+    ) as client:
+
+        async def one(tag: str) -> Reader:
+            async with room:
+                reader = Reader(client, random.Random(chance.random()))
+                message = question(tag, pieces=PIECES, pause_s=0.01)
+                await reader.read({"message": message, "retrieve": False})
+                return reader
+
+        readers = await asyncio.gather(*[one(tag) for tag in tags])
+        for tag, reader in zip(tags, readers, strict=True):
+            numbers = [number for number, _, _ in reader.heard]
+            assert numbers == list(range(1, len(numbers) + 1))
+            told = reader.heard[0][2]
+            kept = ok(await client.get(f"/chat/sessions/{told['session_id']}/messages"))["messages"]
+            assert [message["role"] for message in kept] == ["user", "assistant"]
+            assert reader.text.encode() == kept[1]["content"].encode() == answer(tag, PIECES).encode()
+
+
+def test_any_number_of_readers_hear_the_same(service: Service, scripted: httpx.Client) -> None:
+    tag = unique("many")
+    told: dict[str, Any] = {}
+    body = {"message": question(tag, pieces=20, pause_s=0.05), "retrieve": False}
+
+    async def all_at_once() -> list[Any]:
+        async with service.async_client(KEY) as client:
+
+            async def one() -> list[Any]:
+                async with aconnect_sse(client, "GET", f"{path_of(told)}/events") as source:
+                    return [(one.id, one.event, one.data) async for one in source.aiter_sse() if one.data]
+
+            return await asyncio.gather(*[one() for _ in range(10)])
+
+    with connect_sse(scripted, "POST", "/chat", json=body) as source:
+        stream = source.iter_sse()
+        told = next(stream).json()
+        heard = asyncio.run(all_at_once())
+        rest = [(one.id, one.event, one.data) for one in stream if one.data]
+    assert all(one == heard[0] for one in heard)
+    assert heard[0][1:] == rest
+    assert "".join(json.loads(data).get("text", "") for _, _, data in heard[0]) == answer(tag, 20)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_the_same_request_ten_times_at_once_is_one_turn_and_one_charge(
+    service: Service, scripted: httpx.Client, model: ScriptedModel, named: bool
+) -> None:
+    tag = unique("same")
+    body = {"message": question(tag, pieces=5, pause_s=0.02), "retrieve": False, "user_id": tag}
+    if named:
+        body["session_id"] = new_session(scripted, user_id=tag).rpartition("/")[2]
+    async with service.async_client(KEY) as client:
+        headers = {"Idempotency-Key": f'"{tag}"'}
+        answers = await asyncio.gather(
+            *[client.post("/chat", json={**body, "stream": False}, headers=headers) for _ in range(8)],
+            *[client.post("/chat", json={**body, "stream": False, "request_id": tag}) for _ in range(2)],
+        )
+    told = [ok(one) for one in answers]
+    assert all(one == told[0] for one in told)
+    assert told[0]["text"] == answer(tag, 5)
+    assert [one.headers.get("idempotent-replayed") for one in answers].count("true") == 9
+    assert model.asked.count(tag) == 1
+    session = f"/chat/sessions/{told[0]['session_id']}"
+    assert contents(scripted, session) == [body["message"], answer(tag, 5)]
+    assert [turn["id"] for turn in ok(scripted.get(f"{session}/turns"))["turns"]] == [told[0]["turn_id"]]
+    assert len(ok(scripted.get("/chat/sessions", params={"user_id": tag}))["sessions"]) == 1
+    assert told[0]["usage"] == {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12, "estimated": False}
+    rows = ok(
+        scripted.post(
+            "/admin/objects/ChatSession/query",
+            params={"name": told[0]["session_id"]},
+            json={"sql": "SELECT input_tokens, output_tokens FROM session"},
+        )
+    )["rows"]
+    assert rows == [[7, 5]]
+    changed = scripted.post("/chat", json={**body, "message": "tag=x pieces=1"}, headers=headers)
+    assert list(refused_fields(changed)) == ["Idempotency-Key"]
+
+
+def test_a_stopped_answer_is_stopped_where_it_is_made_and_kept_as_far_as_it_is(
+    scripted: httpx.Client, model: ScriptedModel
+) -> None:
+    tag = unique("stop")
+    body = {"message": question(tag, pieces=10_000, pause_s=0.02), "retrieve": False}
+    with connect_sse(scripted, "POST", "/chat", json=body) as source:
+        stream = source.iter_sse()
+        told = next(stream).json()
+        next(one for one in stream if one.event == "text.delta")
+        asked_s = time.monotonic()
+        stopped = ok(scripted.post(f"{path_of(told)}/cancel"))
+        last = [one for one in stream if one.data][-1]
+    eventually(lambda: tag in model.gone, within_s=5)
+    assert model.gone[tag] - asked_s < STOPPED_WITHIN_S
+    assert (stopped["status"], last.event) == ("cancelled", "turn.cancelled")
+    assert ok(scripted.post(f"{path_of(told)}/cancel")) == stopped
+    _, kept = contents(scripted, f"/chat/sessions/{told['session_id']}")
+    assert kept
+    assert answer(tag, 1000).startswith(kept)
+    assert stopped["usage"]["estimated"]
+    assert stopped["usage"]["output_tokens"] > 0
+
+
+def test_an_answer_is_stopped_before_its_first_word_as_well(scripted: httpx.Client, model: ScriptedModel) -> None:
+    tag = unique("early")
+    body = {"message": question(tag, pieces=1, first_s=60), "retrieve": False}
+    with connect_sse(scripted, "POST", "/chat", json=body) as source:
+        told = next(source.iter_sse()).json()
+        eventually(lambda: tag in model.asked)
+        asked_s = time.monotonic()
+        assert ok(scripted.post(f"{path_of(told)}/cancel"))["status"] == "cancelled"
+    eventually(lambda: tag in model.gone, within_s=5)
+    assert model.gone[tag] - asked_s < STOPPED_WITHIN_S
+    assert contents(scripted, f"/chat/sessions/{told['session_id']}") == [body["message"]]
+
+
+def test_a_message_during_an_answer_waits_is_refused_or_ends_it(scripted: httpx.Client, model: ScriptedModel) -> None:
+    tags = [unique(name) for name in ("first", "refused", "second", "third", "fourth")]
+    long, refused, second, third, fourth = [question(tag, pieces=30, pause_s=0.05) for tag in tags]
+    with connect_sse(scripted, "POST", "/chat", json={"message": long, "retrieve": False}) as source:
+        stream = source.iter_sse()
+        told = next(stream).json()
+        there = {"session_id": told["session_id"], "retrieve": False}
+        problem(scripted.post("/chat", json={"message": refused, "on_conflict": "reject", **there}), 409)
+        with connect_sse(scripted, "POST", "/chat", json={"message": second, **there}) as waiting:
+            queued = next(waiting.iter_sse())
+            assert (queued.event, queued.json()["position"]) == ("turn.queued", 1)
+        next(one for one in stream if one.event == "text.delta")
+        with connect_sse(
+            scripted, "POST", "/chat", json={"message": third, "on_conflict": "interrupt", **there}
+        ) as interrupting:
+            following = interrupting.iter_sse()
+            next(one for one in following if one.event == "text.delta")
+            rolled = whole(scripted, fourth, on_conflict="rollback", **there)
+        assert [one for one in stream if one.data][-1].event == "turn.cancelled"
+    assert rolled["text"] == answer(tags[4], 30)
+    said = contents(scripted, f"/chat/sessions/{told['session_id']}")
+    assert [said[0], *said[2:]] == [long, fourth, rolled["text"]]
+    assert answer(tags[0], 30).startswith(said[1])
+    statuses = [turn["status"] for turn in ok(scripted.get(path_of(told).rpartition("/")[0]))["turns"]]
+    assert statuses == ["completed", "cancelled", "cancelled", "cancelled"]
+    assert (tags[1] in model.asked, tags[2] in model.asked) == (False, False)
+
+
+def test_a_message_is_answered_again_or_replaced(scripted: httpx.Client, model: ScriptedModel) -> None:
+    tag, other = unique("again"), unique("instead")
+    first = whole(scripted, question(tag, pieces=3), retrieve=False)
+    there = {"session_id": first["session_id"], "retrieve": False, "stream": False}
+    ok(scripted.post("/chat", json={"regenerate": True, **there}))
+    assert model.asked.count(tag) == 2
+    session = f"/chat/sessions/{first['session_id']}"
+    assert contents(scripted, session) == [question(tag, pieces=3), answer(tag, 3)]
+    asked = ok(scripted.get(f"{session}/messages"))["messages"][0]["id"]
+    replaced = {"message": question(other, pieces=2), "replace": asked, **there}
+    ok(scripted.post("/chat", json=replaced))
+    assert contents(scripted, session) == [question(other, pieces=2), answer(other, 2)]
+
+
+def test_a_turn_that_is_over_can_be_read_again(scripted: httpx.Client) -> None:
+    tag = unique("over")
+    told = whole(scripted, question(tag, pieces=4), retrieve=False)
+    turn = ok(scripted.get(path_of(told)))
+    every = events(scripted, path_of(told))
+    assert [one["id"] for one in every] == list(range(1, turn["last_event"] + 1))
+    assert events(scripted, path_of(told), starting_after=2) == every[2:]
+    assert events(scripted, path_of(told), starting_after=turn["last_event"]) == []
+    ok(scripted.post(f"{path_of(told)}/cancel"))
+    assert ok(scripted.get(path_of(told))) == turn
+
+
+def test_turns_that_are_not_there_or_not_ones_own_are_not_found(scripted: httpx.Client, demo: httpx.Client) -> None:
+    told = whole(scripted, question(unique("mine"), pieces=1), retrieve=False)
+    path = path_of(told)
+    for client, where in [(demo, path), (scripted, f"{path[:-4]}0000"), (scripted, f"{path}x")]:
+        problem(client.get(where), 404)
+        problem(client.get(f"{where}/events"), 404)
+        problem(client.post(f"{where}/cancel"), 404)
+    problem(demo.get(path.rpartition("/")[0]), 404)
+    for last in ("x", "-1", "9" * 17):
+        problem(scripted.get(f"{path}/events", headers={"Last-Event-ID": last}), 422)
+        problem(scripted.get(f"{path}/events", params={"starting_after": last}), 422)
