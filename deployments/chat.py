@@ -24,10 +24,11 @@ from actors.turn import Begun, Claim, NewTurn
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
+from deployments.answers import Answers
 from deployments.errors import ModelUnavailable
 from deployments.question import Asked, Question, new_turn_id
 from deployments.sessions import Sessions
-from deployments.turn_runner import LOST_PAUSE_S, TurnRunner, build_prompt
+from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
 
 logger = logging.getLogger("mobula.chat")
 
@@ -56,7 +57,8 @@ class Chat:
         self._activity = ActivityLog(self._objects)
         self._sessions = Sessions(self._objects, tenants, self._activity, now)
         self._tenants = tenants
-        self._runner = TurnRunner(tenants=tenants, model=model, search=search, activity=self._activity)
+        self._answers = Answers(objects=self._objects, tenants=tenants, model=model, search=search)
+        self._runner = TurnRunner(tenants=tenants, answers=self._answers, activity=self._activity)
         self._model = model
         self._running: set[asyncio.Task[None]] = set()
         self._taking: asyncio.Task[None] | None = None
@@ -72,7 +74,7 @@ class Chat:
         tenant = self._tenants[question.tenant]
         if question.message is not None:
             # Checked before anything is made for it; with a history, the history gives way.
-            build_prompt(tenant, question.message, [], [], question.max_tokens)
+            await self._answers.prompt(question.tenant, question.message, question.request())
         session_id = question.session_id
         if session_id is None:
             made = await self._sessions.create(

@@ -1,8 +1,7 @@
 """How is a claimed turn run to its end?
 
-Documents are searched, the model is asked, and what comes of it is written into the session as it comes. A runner
-tells the session all the while that it lives, and stops when the session says so. Whatever happens, it ends the turn,
-gives it back to be run again, or loses it to whoever the session takes for alive. What was shown of an answer is kept,
+What is made of an answer is written into the session as it comes. A runner tells the session all the while that it
+lives, and stops when the session says so. Whatever happens, it ends the turn, gives it back to be run again, or loses it to whoever the session takes for alive. What was shown of an answer is kept,
 however it ended; a turn of whose answer nothing was shown is tried again where that may help.
 """
 
@@ -11,26 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError
-from ray.serve.handle import DeploymentHandle
 
 from actors import ChatSession, DurableError, ObjectNotFound
 from actors.chat_session import Ended
-from actors.document_index import Passage
-from actors.message import Message
 from actors.runtime.namespace import Stub
-from actors.turn import Claim, FinalStatus, TurnError, Usage
+from actors.turn import Claim, FinalStatus, TurnError
 from configs.tenant import TenantConfig
-from deployments import prompt
 from deployments.activity import ActivityLog
-from deployments.chat_request import ChatRequest, Finished, TextDelta
-from deployments.documents import source_of
+from deployments.answers import Answer, Answers
+from deployments.chat_request import Finished
 from deployments.errors import ModelError, ModelTimeout, ModelUnavailable, ServiceError
-from deployments.prompt import Prompt
 from deployments.turn_writer import TurnWriter
 
 logger = logging.getLogger("mobula.chat")
@@ -62,13 +55,11 @@ class TurnRunner:
         self,
         *,
         tenants: Mapping[str, TenantConfig],
-        model: DeploymentHandle,
-        search: DeploymentHandle,
+        answers: Answers,
         activity: ActivityLog,
     ) -> None:
         self._tenants = tenants
-        self._model = model.options(stream=True)
-        self._search = search
+        self._answers = answers
         self._activity = activity
         self._ending = asyncio.Event()
 
@@ -108,7 +99,8 @@ class TurnRunner:
         failure: Exception | None = None
         finished: Finished | None = None
         loop = asyncio.get_running_loop()
-        work = loop.create_task(self._work(session.id.tenant, session.id.name, claim, writer))
+        answer = self._answers.to(session.id.tenant, session.id.name, claim, writer)
+        work = loop.create_task(answer.make())
         others = [
             loop.create_task(self._attend(session, turn_id, attempt, writer)),
             loop.create_task(writer.stopped.wait()),
@@ -126,7 +118,7 @@ class TurnRunner:
             await _cancelled(work, *others)
         await writer.close()
         try:
-            return await self._conclude(session, claim, writer, finished, failure)
+            return await self._conclude(session, claim, writer, answer, finished, failure)
         except ObjectNotFound:
             return None  # the session was deleted, or has expired
 
@@ -135,6 +127,7 @@ class TurnRunner:
         session: Stub[ChatSession],
         claim: Claim,
         writer: TurnWriter,
+        answer: Answer,
         finished: Finished | None,
         failure: Exception | None,
     ) -> float | None:
@@ -154,7 +147,6 @@ class TurnRunner:
                 await _insist(lambda: session.record(turn_id, attempt, after, rest))
                 is_ours = await _insist(lambda: session.release(turn_id, attempt, error["code"]))
                 return (error["retry_after_s"] or LOST_PAUSE_S) if is_ours else None
-        usage = _usage(finished) if finished is not None else _estimated(claim, writer)
         ended: Ended = await _insist(
             lambda: session.finish(
                 turn_id,
@@ -163,7 +155,7 @@ class TurnRunner:
                 rest,
                 status,
                 finish_reason=finished.finish_reason if finished is not None else None,
-                usage=usage if finished is not None or writer.has_content else None,
+                usage=answer.usage,
                 error=error,
             )
         )
@@ -197,72 +189,6 @@ class TurnRunner:
                 logger.warning("tenant=%s turn=%s session not reached: %s", session.id.tenant, turn_id, error)
                 await asyncio.sleep(LOST_PAUSE_S)
 
-    async def _work(self, tenant_name: str, session_id: str, claim: Claim, writer: TurnWriter) -> Finished:
-        tenant = self._tenants[tenant_name]
-        request = claim["request"]
-        question, history = claim["message"], claim["history"]
-        passages: list[Passage] = []
-        if not claim["is_created"]:
-            await writer.add("turn.created", self._created(tenant, session_id, claim))
-        if request["retrieve"]:
-            found = await self._search.find.remote(tenant_name, question, top_k=request["top_k"])
-            passages = found.passages
-        made = build_prompt(tenant, question, history, passages, request["max_tokens"])
-        await writer.add("sources", {"sources": [source_of(passage) for passage in made.passages]})
-        asked = ChatRequest(
-            messages=made.messages,
-            max_tokens=max_tokens(tenant, request["max_tokens"]),
-            temperature=tenant.model.temperature if request["temperature"] is None else request["temperature"],
-            timeout_s=tenant.model.timeout_s,
-            base_url=tenant.model.base_url,
-            model=tenant.model.model,
-            api_key_env=tenant.model.api_key_env,
-        )
-        finished: Finished | None = None
-        answer = self._model.stream.remote(asked)
-        try:
-            async for event in answer:
-                if isinstance(event, TextDelta):
-                    await writer.add("text.delta", {"text": event.text})
-                else:
-                    finished = event
-        finally:
-            answer.cancel()  # nobody else tells the model's replica that its listener has gone
-        if finished is None:
-            raise ModelUnavailable("the answer broke off", 1.0)
-        return finished
-
-    def _created(self, tenant: TenantConfig, session_id: str, claim: Claim) -> dict[str, Any]:
-        return {"turn_id": claim["turn_id"], "session_id": session_id, "message_id": claim["message_id"]}
-
-
-def build_prompt(
-    tenant: TenantConfig,
-    question: str,
-    history: list[Message],
-    passages: list[Passage],
-    max_tokens_asked: int | None,
-) -> Prompt:
-    """
-    Raises:
-        InvalidArgument: the question does not fit even by itself.
-    """
-    return prompt.build(
-        system=tenant.model.system_prompt,
-        history=history,
-        question=question,
-        passages=passages,
-        fence=f"<<{secrets.token_hex(8)}>>",
-        passages_chars_max=tenant.retrieval.context_chars_max,
-        context_tokens=tenant.model.context_tokens,
-        max_tokens=max_tokens(tenant, max_tokens_asked),
-    )
-
-
-def max_tokens(tenant: TenantConfig, asked: int | None) -> int:
-    """What the client asks for, and no more than the tenant may."""
-    return min(asked or tenant.model.max_tokens, tenant.model.max_tokens)
-
 
 async def _insist(call: Callable[[], Awaitable[Result]]) -> Result:
     """Calls again where that may help: what a turn has come to is not lost with one call."""
@@ -282,22 +208,6 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
         task.cancel()
     # Their errors were seen, or are of no more interest.
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _usage(finished: Finished) -> Usage:
-    return {
-        "input_tokens": finished.input_tokens,
-        "output_tokens": finished.output_tokens,
-        "total_tokens": finished.input_tokens + finished.output_tokens,
-        "estimated": finished.estimated,
-    }
-
-
-def _estimated(claim: Claim, writer: TurnWriter) -> Usage:
-    """What was used of a model that was not let finish, which is when it would say."""
-    chars = len(claim["message"]) + sum(len(message["content"]) for message in claim["history"])
-    finished = Finished(finish_reason="", input_tokens=-(-chars // 4), output_tokens=writer.text_pieces, estimated=True)
-    return _usage(finished)
 
 
 def known(error: Exception) -> Exception:
