@@ -306,8 +306,8 @@ class ChatSession(DurableObject):
         self._session()
         self._touch()
         self._turns.renew(turn_id, attempt)
-        stops = lambda: not self._turns.goes_on(turn_id, attempt)  # noqa: E731
-        await self._until(self._moves, stops, min(wait_s, ATTEND_MAX_S))
+        wait_s = min(wait_s, ATTEND_MAX_S)
+        await self._until(self._moves, lambda: not self._turns.goes_on(turn_id, attempt), wait_s)
         return self._turns.goes_on(turn_id, attempt)
 
     @idempotent

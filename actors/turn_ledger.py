@@ -189,7 +189,11 @@ class TurnLedger:
     def _require_answerable(self, new: NewTurn) -> None:
         if new["message"] is None and new["replace"] is None and not self._last_question():
             raise InvalidArgument("message", None, "is required: no message was asked before that could be again")
-        if new["replace"] is not None and not self._question(new["replace"]):
+        if new["replace"] is not None and not self._sql(
+            # One that has given way to a turn that runs may come back before this one's time does.
+            "SELECT 1 FROM message WHERE id = ? AND role = 'user'",
+            new["replace"],
+        ):
             raise InvalidArgument(
                 "replace", new["replace"], "must be the id of a message of the user that is in this session"
             )
