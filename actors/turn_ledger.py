@@ -642,7 +642,10 @@ class TurnLedger:
 
     def clear(self) -> None:
         """Removes all that was said. Turns that have not ended end, and leave nothing."""
-        self._sql("DELETE FROM turn_event WHERE turn IN (SELECT id FROM turn WHERE ended_at IS NOT NULL)")
+        # Not of those that are ended here: their readers are to hear of it, also when this is repeated.
+        self._sql(
+            "DELETE FROM turn_event WHERE turn IN (SELECT id FROM turn WHERE ended_at IS NOT NULL AND rolled_back = 0)"
+        )
         self._sql("DELETE FROM message")
         self._sql("UPDATE session SET message_count = 0")
         for (turn_id,) in self._sql("SELECT id FROM turn WHERE ended_at IS NULL"):
