@@ -215,8 +215,8 @@ class Model:
             self.trim()
         turn.tell(FINAL_EVENT[status])
         turn.status, turn.runner = status, None
-        kept = "events_kept_s" if status in ("completed", "cancelled") else "broken_events_kept_s"
-        turn.due_at = self.now + LIMITS[kept]  # type: ignore[literal-required]
+        is_whole = status in ("completed", "cancelled")
+        turn.due_at = self.now + (LIMITS["events_kept_s"] if is_whole else LIMITS["broken_events_kept_s"])
         for each in self.open:
             if each.status == "queued":
                 each.due_at = self.now + LEASE_S
