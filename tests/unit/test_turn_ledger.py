@@ -966,6 +966,8 @@ async def test_a_session_that_is_cleared_ends_its_turns_and_keeps_nothing_of_the
     reader, attending, claiming = waiting
     cleared = await session.clear()
     assert cleared["message_count"] == 0
+    assert await session.clear() == cleared
+    assert await types_of(session, "t2") == ["turn.queued", "turn.cancelled"]
     assert await asyncio.wait_for(attending, 5) is False
     assert (await asyncio.wait_for(claiming, 5))["turn"]["status"] == "cancelled"
     await session.finish("t1", attempt, 1, said("late"), "completed", usage=USAGE)
