@@ -10,7 +10,6 @@ Questions are answered in turns, which `TurnLedger` keeps; this class lets calle
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,14 +19,17 @@ from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 from typing_extensions import TypedDict
 
-from actors import turn_ledger
+from actors import turn_ledger, usage_outbox
 from actors.directory import DIRECTORY_NAME, Directory, SessionMetadata
 from actors.message import Message
+from actors.news import News
 from actors.runtime import (
     AlarmInfo,
+    DurableError,
     DurableObject,
     InvalidArgument,
     ObjectNotFound,
+    ObjectOverloaded,
     exactly_once,
     idempotent,
     interleaved,
@@ -35,13 +37,18 @@ from actors.runtime import (
 )
 from actors.token_usage import USAGE_NAME, TokenUsage
 from actors.turn import Begun, Claiming, EventPage, FinalStatus, NewEvent, NewTurn, TurnError, TurnInfo, Usage
-from actors.turn_ledger import TurnLedger, message_of
+from actors.turn_ledger import LEASE_S, TurnLedger, message_of
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT, TurnQueue
+from actors.usage_outbox import AGAIN_AFTER_S, UsageOutbox
 
 MESSAGES_MAX_DEFAULT = 1000
 HISTORY_PAGE_MAX = 1000
 #: How long a caller may have the session wait for something to happen.
 WAIT_MAX_S = 20.0
+#: How long a runner may wait with one renewal of its claim: it renews it three times before it lapses.
+ATTEND_MAX_S = LEASE_S / 3
+#: Turns that one alarm looks after; the next one comes at once.
+LOOKED_AFTER_MAX = 100
 
 migrations = Migrations("chat_session")
 
@@ -63,6 +70,7 @@ def create_tables(database: Database) -> None:
 @migrations()
 def create_turns(database: Database) -> None:
     turn_ledger.create_tables(database)
+    usage_outbox.create_tables(database)
 
 
 class Shown(TypedDict):
@@ -112,8 +120,19 @@ class ChatSession(DurableObject):
     migrations = migrations
 
     def start(self) -> None:
-        self._news = asyncio.Event()
-        self._turns = TurnLedger(self.id, self.storage, self.clock, changed=self._tell, plan=self._plan)
+        #: Of events, and of what has runners begin and stop: most events concern no runner that waits.
+        self._events, self._moves = News(), News()
+        self._is_gone = False
+        self._outbox = UsageOutbox(self.storage)
+        self._turns = TurnLedger(
+            self.id,
+            self.storage,
+            self.clock,
+            outbox=self._outbox,
+            told=self._events.tell,
+            moved=self._moves.tell,
+            plan=self._plan,
+        )
 
     @idempotent
     def create(
@@ -198,9 +217,13 @@ class ChatSession(DurableObject):
         )
         message_count += 1
         if message_count > messages_max:
-            # Not by number alone: a cleared session starts at a high one.
+            # Not by number alone: a cleared session starts at a high one. Those that gave way to a turn don't count.
             surplus = message_count - messages_max
-            self.storage.sql("DELETE FROM message WHERE id IN (SELECT id FROM message ORDER BY id LIMIT ?)", surplus)
+            self.storage.sql(
+                "DELETE FROM message WHERE id IN"
+                " (SELECT id FROM message WHERE replaced_by IS NULL ORDER BY id LIMIT ?)",
+                surplus,
+            )
             message_count = messages_max
         self.storage.sql("UPDATE session SET last_active_at = ?, message_count = ?", now, message_count)
         expires_at = _expires_at(now, ttl_s)
@@ -230,17 +253,22 @@ class ChatSession(DurableObject):
 
     @idempotent
     def clear(self) -> SessionMetadata:
-        """Removes all messages and keeps the session."""
+        """Removes all messages and keeps the session. Turns that wait or run end, and leave none."""
         self._session()
-        self.storage.sql("DELETE FROM message")
-        self.storage.sql("UPDATE session SET message_count = 0")
+        self._turns.clear()
         return self.metadata()
 
     @idempotent
-    def delete(self) -> bool:
-        """Removes the session and its file. False if there was none."""
+    async def delete(self) -> bool:
+        """Removes the session and its file. False if there was none.
+
+        Raises:
+            ObjectOverloaded: what its turns have used could not be counted; it is as it was.
+        """
         rows = self.storage.sql("SELECT 1 FROM session")
-        self.storage.delete_all()
+        if rows and not await self._tell_usage():
+            raise ObjectOverloaded(str(self.id), "the tokens that it used can't be counted now", 1.0)
+        self._remove()
         return bool(rows)
 
     # -- turns
@@ -253,6 +281,7 @@ class ChatSession(DurableObject):
             RequestReused, ObjectConflict, InvalidArgument: see `TurnLedger.begin`.
         """
         self._session()
+        self._touch()
         turn, joined = self._turns.begin(new)
         claim = None if joined and turn["id"] != new["turn_id"] else self._turns.claim(turn["id"], runner)
         return {"turn": self._turns.info(turn["id"]), "claim": claim, "joined": joined}
@@ -264,24 +293,29 @@ class ChatSession(DurableObject):
         self._session()
         claim = self._turns.claim(turn_id, runner)
         if claim is None:
-            await self._until(lambda: self._turns.is_claimable(turn_id), wait_s)
+            await self._until(self._moves, lambda: self._turns.is_claimable(turn_id), wait_s)
             claim = self._turns.claim(turn_id, runner)
         return {"turn": self._turns.info(turn_id), "claim": claim}
 
     @interleaved
     @idempotent
     async def attend(self, turn_id: str, attempt: int, wait_s: float = 0.0) -> bool:
-        """Says that the turn's runner lives, and waits for whether it is to stop. True: it may go on."""
+        """Says that the turn's runner lives, and waits for whether it is to stop. True: it may go on.
+
+        Waits no longer than is good for the claim; a runner that lives comes again at once.
+        """
         self._session()
         self._touch()
         self._turns.renew(turn_id, attempt)
-        await self._until(lambda: not self._turns.goes_on(turn_id, attempt), wait_s)
+        wait_s = min(wait_s, ATTEND_MAX_S)
+        await self._until(self._moves, lambda: not self._turns.goes_on(turn_id, attempt), wait_s)
         return self._turns.goes_on(turn_id, attempt)
 
     @idempotent
     def record(self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent]) -> bool:
         """Writes down what has happened in a turn since event `after`. False: the runner is to stop."""
-        self._session()
+        if self._session()[5] is not None:
+            self._touch()  # a session does not expire under its runner
         return self._turns.record(turn_id, attempt, after, events)
 
     @idempotent
@@ -325,8 +359,8 @@ class ChatSession(DurableObject):
     def turns(self, limit: int = 20, before: str | None = None) -> TurnPage:
         """The newest turns older than turn `before`."""
         self._session()
-        found = self._turns.page(limit, before)
-        return {"turns": found[:limit], "has_more": len(found) > limit}
+        found, has_more = self._turns.page(limit, before)
+        return {"turns": found, "has_more": has_more}
 
     @interleaved
     @read
@@ -335,7 +369,7 @@ class ChatSession(DurableObject):
         self._session()
         page = self._turns.events(turn_id, after)
         if not page["events"] and not page["is_over"]:
-            await self._until(lambda: self._turns.has_news(turn_id, after), wait_s)
+            await self._until(self._events, lambda: self._turns.has_news(turn_id, after), wait_s)
             page = self._turns.events(turn_id, after)
         return page
 
@@ -354,20 +388,26 @@ class ChatSession(DurableObject):
             "expires_at": metadata["expires_at"],
         }
 
-    async def _until(self, happened: Callable[[], bool], wait_s: float) -> None:
-        """Waits for something to have happened, for `wait_s` at most."""
-        if wait_s <= 0:
-            return
-        try:
-            async with asyncio.timeout(min(wait_s, WAIT_MAX_S)):
-                while not happened():
-                    await self._news.wait()
-        except TimeoutError:
-            pass  # whoever waits comes again
+    async def _until(self, news: News, happened: Callable[[], bool], wait_s: float) -> None:
+        """Waits for something to have happened, for `wait_s` at most. Whoever waits comes again."""
 
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        def has_happened() -> bool:
+            self._require_there()
+            return happened()
+
+        await news.until(has_happened, min(wait_s, WAIT_MAX_S))
+        self._require_there()
+
+    def _require_there(self) -> None:
+        # The file may have gone while a turn waited, and this instance with it.
+        if self._is_gone:
+            raise ObjectNotFound(str(self.id))
+
+    def _remove(self) -> None:
+        self.storage.delete_all()
+        self._is_gone = True
+        self._events.tell()
+        self._moves.tell()
 
     # -- time
 
@@ -378,37 +418,55 @@ class ChatSession(DurableObject):
             return
         directory = self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME)
         if self._is_over(*rows[0]):
+            if not await self._tell_usage():
+                self.storage.set_alarm(self.clock.now() + AGAIN_AFTER_S)
+                return
             # The entry goes first: with the session gone, there would be no alarm to try it again.
             await directory.remove(self.id.name)
-            self.storage.delete_all()
-            self._tell()
+            self._remove()
             return
-        for turn_id, status in self._turns.due():
-            await self._look_after(turn_id, status)
+        before = self.metadata()
+        for _ in range(LOOKED_AFTER_MAX):
+            # Asked again each time: while this waits for others, a runner may have claimed a turn, or renewed.
+            due = self._turns.next_due()
+            if due is None:
+                break
+            if self._turns.look_after(*due):
+                await self._offer(due[0])
+        await self._tell_usage()
         self._plan()
-        await directory.put(self.metadata())
+        rows = self.storage.sql("SELECT last_active_at, ttl_s FROM session")
+        # Alarms that come for turns alone are many.
+        if not self._is_over(*rows[0]) and (before["expires_at"] is not None or self.metadata() != before):
+            await directory.put(self.metadata())
 
-    async def _look_after(self, turn_id: str, status: str) -> None:
-        if status == "in_progress":
-            wants_runner = self._turns.runner_lost(turn_id)
-        elif status == "queued":
-            wants_runner = self._turns.nobody_claims(turn_id)
-        else:
-            used = self._turns.untold_usage(turn_id)
-            if used is not None:
-                ended_at, model, usage = used
-                ledger = self.objects.namespace(TokenUsage).get(self.id.tenant, USAGE_NAME)
-                await ledger.add.once(turn_id)(ended_at, model, usage["input_tokens"], usage["output_tokens"])
-            self._turns.let_go(turn_id)
-            return
-        if wants_runner:
-            queue = self.objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)
+    async def _offer(self, turn_id: str) -> None:
+        queue = self.objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)
+        try:
             await queue.offer(self.id.tenant, self.id.name, turn_id)
+        except DurableError as error:
+            # It is offered again when its time has come again, and other turns are due as well.
+            self.logger.warning("turn=%s could not be offered: %s", turn_id, error)
+
+    async def _tell_usage(self) -> bool:
+        """Has the tenant's count know what turns have used. False: not all, now; it is tried again later."""
+        for used in self._outbox.untold():
+            count = self.objects.namespace(TokenUsage).get(self.id.tenant, USAGE_NAME)
+            try:
+                await count.add.once(used.turn_id)(used.at, used.model, used.input_tokens, used.output_tokens)
+            except DurableError as error:
+                # It stays in the outbox: turns must not wait for it.
+                self.logger.warning("turn=%s its usage could not be told: %s", used.turn_id, error)
+                self._outbox.put_off(self.clock.now())
+                return False
+            self._outbox.told(used.turn_id)
+        return self._outbox.next_due_at() is None
 
     def _plan(self) -> None:
         """Has the alarm come for whatever is due first. One that comes too early is set anew then."""
         last_active_at, ttl_s = self.storage.sql("SELECT last_active_at, ttl_s FROM session")[0]
-        times = [time for time in (_expires_at(last_active_at, ttl_s), self._turns.next_due_at()) if time is not None]
+        all_times = (_expires_at(last_active_at, ttl_s), self._turns.next_due_at(), self._outbox.next_due_at())
+        times = [time for time in all_times if time is not None]
         set_for = self.storage.get_alarm()
         if times and (set_for is None or min(times) < set_for):
             self.storage.set_alarm(min(times))

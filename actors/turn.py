@@ -12,6 +12,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from actors.message import Message
+from actors.runtime import InvalidArgument
 
 TurnStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
 #: `incomplete`: what had come of the answer is kept. `failed`: nothing had, or nothing is.
@@ -37,6 +38,14 @@ EventType = Literal[
 ]
 #: Those that an answer consists of: a turn that has one can't be begun again without the reader's noticing.
 CONTENT: frozenset[str] = frozenset({"text.delta", "tool.call", "tool.result"})
+#: What each event that a runner tells must have, since the answer is made of it. The others are the ledger's to tell.
+_RECORDABLE: dict[str, tuple[tuple[str, type], ...]] = {
+    "turn.created": (),
+    "sources": (("sources", list),),
+    "text.delta": (("text", str),),
+    "tool.call": (("id", str), ("name", str), ("arguments", str)),
+    "tool.result": (("id", str),),
+}
 #: How each final state is told.
 FINAL_EVENT: dict[str, EventType] = {
     "completed": "turn.completed",
@@ -77,6 +86,21 @@ class NewEvent(TypedDict):
     data: dict[str, Any]
 
 
+def require_recordable(event: NewEvent) -> None:
+    """
+    Raises:
+        InvalidArgument: it is no event that a runner tells, or lacks what the answer is made of.
+    """
+    required = _RECORDABLE.get(event["type"])
+    if required is None:
+        raise InvalidArgument("type", event["type"], "is no event that a runner tells")
+    for name, kind in required:
+        if not isinstance(event["data"].get(name), kind):
+            raise InvalidArgument(
+                f"data.{name}", event["data"].get(name), f"of {event['type']} must be {kind.__name__}"
+            )
+
+
 class TurnLimits(TypedDict):
     """What a tenant allows. Times are seconds."""
 
@@ -93,10 +117,10 @@ class TurnLimits(TypedDict):
 class NewTurn(TypedDict):
     """What is asked of a session.
 
-    `message` None answers the last message of the user again. With `replace`, the id of a message of the user, that
-    message and all that follow it give way, to `message` where there is one. `request` is the runner's own, and comes
-    back to whoever runs the turn; `model` is what its tokens count for. `key` names the request: another one with the
-    same key joins this turn, whatever its `turn_id`.
+    `turn_id` is one that no other turn of the tenant has had. `message` None answers the last message of the user
+    again. With `replace`, the id of a message of the user, that message and all that follow it give way, to `message`
+    where there is one. `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its
+    tokens count for. `key` names the request: another one with the same key joins this turn, whatever its `turn_id`.
     """
 
     turn_id: str

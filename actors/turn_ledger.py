@@ -40,10 +40,17 @@ from actors.turn import (
     TurnEvent,
     TurnInfo,
     Usage,
+    require_recordable,
 )
+from actors.usage_outbox import UsageOutbox, Used
 
 #: A runner that has not been heard of for so long is taken for dead. It renews its claim several times within that.
 LEASE_S = 10.0
+#: How often a turn whose time has come is offered, once in a lease, before it fails: long enough for all runners to be
+#: replaced by others.
+OFFERS_MAX = 30
+#: Of a turn's events, as JSON. A model that writes for ever is stopped there.
+TURN_CHARS_MAX = 4_000_000
 #: Messages that a runner gets with its claim: more than fit into most models.
 HISTORY_MESSAGES_MAX = 200
 EVENT_PAGE_MAX = 500
@@ -57,12 +64,22 @@ _COLUMNS = (
     "id, status, created_at, started_at, ended_at, message_id, answer_id, attempt, last_event, cancel_requested,"
     " finish_reason, usage, error"
 )
-_RUNNER_LOST: TurnError = {
-    "code": "RunnerLost",
-    "message": "the process that was answering was lost",
-    "retryable": True,
-    "retry_after_s": 1.0,
-}
+
+
+def _error(code: str, message: str, *, retryable: bool = True) -> TurnError:
+    return {
+        "code": code,
+        "message": message,
+        "retryable": retryable,
+        "retry_after_s": 1.0 if retryable else None,
+    }
+
+
+_RUNNER_LOST = _error("RunnerLost", "the process that was answering was lost")
+_NOT_RUN = _error("NotRun", "nothing that could answer was there for too long")
+_QUESTION_GONE = _error(
+    "InvalidArgument", "the message that was to be answered again, or replaced, has gone", retryable=False
+)
 
 
 def create_tables(database: Database) -> None:
@@ -71,9 +88,10 @@ def create_tables(database: Database) -> None:
         " message TEXT, replaces INTEGER, model TEXT NOT NULL, request TEXT NOT NULL, key TEXT UNIQUE,"
         " fingerprint BLOB NOT NULL, limits TEXT NOT NULL,"
         " runner TEXT, attempt INTEGER NOT NULL DEFAULT 0, last_event INTEGER NOT NULL DEFAULT 0,"
+        " chars INTEGER NOT NULL DEFAULT 0, offers INTEGER NOT NULL DEFAULT 0,"
         " due_at REAL, cancel_requested INTEGER NOT NULL DEFAULT 0, rolled_back INTEGER NOT NULL DEFAULT 0,"
         " message_id INTEGER, answer_id INTEGER, finish_reason TEXT, usage TEXT, error TEXT, created_at REAL NOT NULL,"
-        " started_at REAL, ended_at REAL, usage_told INTEGER NOT NULL DEFAULT 0)"
+        " started_at REAL, ended_at REAL)"
     )
     # Where the next thing to be done for a turn is found; most have nothing left.
     database.execute("CREATE INDEX turn_due_at ON turn (due_at) WHERE due_at IS NOT NULL")
@@ -94,7 +112,9 @@ class TurnLedger:
     """The turns of one session.
 
     Args:
-        changed: called when something may have changed that somebody waits for.
+        outbox: where what a turn has used goes.
+        told: called when a turn has a new event.
+        moved: called when it may be another's turn, or one is to stop.
         plan: called when something is to be done for a turn at a time that may come before all others.
     """
 
@@ -104,14 +124,18 @@ class TurnLedger:
         storage: Storage,
         clock: Clock,
         *,
-        changed: Callable[[], None],
+        outbox: UsageOutbox,
+        told: Callable[[], None],
+        moved: Callable[[], None],
         plan: Callable[[], None],
     ) -> None:
         self._id = object_id
         self._storage = storage
         self._sql = storage.sql
         self._clock = clock
-        self._changed = changed
+        self._outbox = outbox
+        self._told = told
+        self._moved = moved
         self._plan = plan
 
     # -- beginning
@@ -127,7 +151,10 @@ class TurnLedger:
         key, limits = new["key"], new["limits"]
         digest = fingerprint("turn", (new["message"], new["replace"], new["request"]), {})
         for known_id, known_digest in self._sql(
-            "SELECT id, fingerprint FROM turn WHERE id = ? OR key = ?", new["turn_id"], key
+            "SELECT id, fingerprint FROM turn WHERE id = ? OR key = ? ORDER BY id = ? DESC",
+            new["turn_id"],
+            key,
+            new["turn_id"],
         ):
             if known_digest != digest:
                 raise RequestReused(str(self._id), key or new["turn_id"])
@@ -162,7 +189,11 @@ class TurnLedger:
     def _require_answerable(self, new: NewTurn) -> None:
         if new["message"] is None and new["replace"] is None and not self._last_question():
             raise InvalidArgument("message", None, "is required: no message was asked before that could be again")
-        if new["replace"] is not None and not self._question(new["replace"]):
+        if new["replace"] is not None and not self._sql(
+            # One that has given way to a turn that runs may come back before this one's time does.
+            "SELECT 1 FROM message WHERE id = ? AND role = 'user'",
+            new["replace"],
+        ):
             raise InvalidArgument(
                 "replace", new["replace"], "must be the id of a message of the user that is in this session"
             )
@@ -189,8 +220,14 @@ class TurnLedger:
             case "interrupt" | "rollback" as how:
                 for turn_id, _ in active:
                     if how == "rollback":
-                        self._sql("UPDATE turn SET rolled_back = 1 WHERE id = ?", turn_id)
-                    self.cancel(turn_id)
+                        self._roll_back(turn_id)
+                    else:
+                        self.cancel(turn_id)
+
+    def _roll_back(self, turn_id: str) -> None:
+        """Has the turn end and leave nothing in the history."""
+        self._sql("UPDATE turn SET rolled_back = 1 WHERE id = ?", turn_id)
+        self.cancel(turn_id)
 
     def _forget_old(self, now: float) -> None:
         self._sql(
@@ -222,7 +259,7 @@ class TurnLedger:
         if attempt == 0 and not self._take_in(turn_id, now):
             return None
         self._sql(
-            "UPDATE turn SET status = 'in_progress', runner = ?, attempt = attempt + 1, due_at = ?,"
+            "UPDATE turn SET status = 'in_progress', runner = ?, attempt = attempt + 1, offers = 0, due_at = ?,"
             " started_at = ifnull(started_at, ?) WHERE id = ?",
             runner,
             now + LEASE_S,
@@ -238,28 +275,29 @@ class TurnLedger:
         if message is None or replaces is not None:
             replaced = self._last_question() if replaces is None else self._question(replaces)
             if replaced is None:
-                error: TurnError = {
-                    "code": "InvalidArgument",
-                    "message": "the message that was to be answered again has gone",
-                    "retryable": False,
-                    "retry_after_s": None,
-                }
-                self.end(turn_id, "failed", error=error)
+                self.end(turn_id, "failed", error=_QUESTION_GONE)
                 return False
-            self._sql("UPDATE message SET replaced_by = ? WHERE id >= ? AND replaced_by IS NULL", turn_id, replaced[0])
+            replaces = replaced[0]
+            self._sql("UPDATE message SET replaced_by = ? WHERE id >= ? AND replaced_by IS NULL", turn_id, replaces)
             message = replaced[1] if message is None else message
         message_id = self._insert_message(turn_id, "user", message, None, {"turn_id": turn_id}, now)
-        self._sql("UPDATE turn SET message_id = ? WHERE id = ?", message_id, turn_id)
+        # The message itself may leave while the turn runs, when there are too many.
+        self._sql(
+            "UPDATE turn SET message_id = ?, message = ?, replaces = ? WHERE id = ?",
+            message_id,
+            message,
+            replaces,
+            turn_id,
+        )
         self._count_messages(now)
         return True
 
     def _claim(self, turn_id: str) -> Claim:
-        attempt, last_event, message_id, request, is_created = self._row(
+        attempt, last_event, message_id, message, request, is_created = self._row(
             turn_id,
-            "attempt, last_event, message_id, request,"
+            "attempt, last_event, message_id, message, request,"
             " EXISTS (SELECT 1 FROM turn_event WHERE turn = id AND type = 'turn.created')",
         )
-        asked = self._sql("SELECT content FROM message WHERE id = ?", message_id)
         rows = self._sql(
             "SELECT id, role, content, tokens, data, created_at FROM message WHERE id < ? AND replaced_by IS NULL"
             " ORDER BY id DESC LIMIT ?",
@@ -272,7 +310,7 @@ class TurnLedger:
             "last_event": last_event,
             "is_created": bool(is_created),
             "message_id": message_id,
-            "message": asked[0][0] if asked else "",
+            "message": message,
             "request": json.loads(request),
             "history": [message_of(row) for row in reversed(rows)],
         }
@@ -287,40 +325,53 @@ class TurnLedger:
         return self._row(turn_id, "status, attempt, cancel_requested") == ("in_progress", attempt, 0)
 
     def renew(self, turn_id: str, attempt: int) -> None:
-        """Keeps a claim from lapsing."""
+        """Keeps a claim from lapsing, unless the turn is to stop: a runner that does not is not waited for."""
         self._sql(
-            "UPDATE turn SET due_at = ? WHERE id = ? AND status = 'in_progress' AND attempt = ?",
+            "UPDATE turn SET due_at = ?"
+            " WHERE id = ? AND status = 'in_progress' AND attempt = ? AND cancel_requested = 0",
             self._clock.now() + LEASE_S,
             turn_id,
             attempt,
         )
 
     def record(self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent]) -> bool:
-        """Writes down what happened after event `after`; what is there already is left. False: it is to stop."""
-        status, current, last_event = self._row(turn_id, "status, attempt, last_event")
-        if status != "in_progress" or current != attempt:
-            return False
-        self._append(turn_id, after, last_event, events)
-        return self.goes_on(turn_id, attempt)
+        """Writes down what happened after event `after`; what is there already is left. False: it is to stop.
 
-    def _append(self, turn_id: str, after: int, last_event: int, events: Sequence[NewEvent]) -> None:
+        Raises:
+            InvalidArgument: something is missing before the events, or they are none that a runner tells.
+        """
+        status, current, last_event, chars, cancel_requested = self._row(
+            turn_id, "status, attempt, last_event, chars, cancel_requested"
+        )
+        if status != "in_progress" or current != attempt or chars > TURN_CHARS_MAX:
+            return False
+        chars += self._append(turn_id, after, last_event, events)
+        return not cancel_requested and chars <= TURN_CHARS_MAX
+
+    def _append(self, turn_id: str, after: int, last_event: int, events: Sequence[NewEvent]) -> int:
+        """Returns how many characters the new ones have."""
         if not 0 <= after <= last_event:
             raise InvalidArgument("after", after, f"must be from 0 to {last_event}, the number of the last event")
         new = events[last_event - after :]
-        self._storage.sql_many(
-            "INSERT INTO turn_event (turn, number, type, data) VALUES (?, ?, ?, ?)",
-            [
-                (turn_id, number, event["type"], json.dumps(event["data"]))
-                for number, event in enumerate(new, start=last_event + 1)
-            ],
-        )
+        for event in new:
+            require_recordable(event)
+        rows = [
+            (turn_id, number, event["type"], json.dumps(event["data"]))
+            for number, event in enumerate(new, start=last_event + 1)
+        ]
+        chars = sum(len(row[3]) for row in rows)
+        self._storage.sql_many("INSERT INTO turn_event (turn, number, type, data) VALUES (?, ?, ?, ?)", rows)
         self._sql(
-            "UPDATE turn SET last_event = ?, due_at = ? WHERE id = ?",
+            "UPDATE turn SET last_event = ?, chars = chars + ?,"
+            " due_at = CASE cancel_requested WHEN 0 THEN ? ELSE due_at END WHERE id = ?",
             last_event + len(new),
+            chars,
             self._clock.now() + LEASE_S,
             turn_id,
         )
-        self._changed()
+        if new:
+            self._told()
+        return chars
 
     # -- ending
 
@@ -336,10 +387,18 @@ class TurnLedger:
         usage: Usage | None,
         error: TurnError | None,
     ) -> TurnInfo:
-        """Writes down the last events and ends the turn, if it is still the runner's to end."""
-        current, holder, last_event = self._row(turn_id, "status, attempt, last_event")
+        """Writes down the last events and ends the turn, if it is still the runner's to end.
+
+        Raises:
+            InvalidArgument: as `record`.
+        """
+        current, holder, last_event, chars, cancel_requested = self._row(
+            turn_id, "status, attempt, last_event, chars, cancel_requested"
+        )
         if current == "in_progress" and holder == attempt:
             self._append(turn_id, after, last_event, events)
+            if status == "cancelled" and not cancel_requested and chars > TURN_CHARS_MAX:
+                status, finish_reason = "incomplete", "length"  # it was this ledger that had it stopped
             self.end(turn_id, status, finish_reason=finish_reason, usage=usage, error=error)
         return self.info(turn_id)
 
@@ -350,7 +409,7 @@ class TurnLedger:
             self.end(turn_id, "cancelled")
         elif status == "in_progress":
             self._sql("UPDATE turn SET cancel_requested = 1 WHERE id = ?", turn_id)
-            self._changed()
+            self._moved()
         return self.info(turn_id)
 
     def end(
@@ -364,41 +423,38 @@ class TurnLedger:
     ) -> None:
         """The turn's messages, usage, last event and state, at once."""
         now = self._clock.now()
-        message_id, rolled_back, sources = self._row(
-            turn_id,
-            "message_id, rolled_back,"
-            " (SELECT data FROM turn_event WHERE turn = id AND type = 'sources' ORDER BY number DESC LIMIT 1)",
-        )
-        answer_id: int | None = None
+        message_id, rolled_back, model, limits = self._row(turn_id, "message_id, rolled_back, model, limits")
         if rolled_back:
             # It may have come to its end just before it was told.
-            status = "cancelled"
+            status, finish_reason, error = "cancelled", None, None
+        elif status == "failed":
+            error = error or _RUNNER_LOST
+        answer_id: int | None = None
         if not rolled_back and status != "failed":
-            closing: dict[str, Any] = {"turn_id": turn_id}
-            closing |= {"sources": json.loads(sources)["sources"]} if sources else {}
-            closing |= {"finish_reason": finish_reason or status}
-            closing |= {"usage": usage} if usage else {}
-            answer_id = self._store_answer(turn_id, status, closing, usage, now)
+            answer_id = self._store_answer(turn_id, status, finish_reason or status, usage, now)
         self._settle_replaced(turn_id, kept=answer_id is not None, rolled_back=bool(rolled_back))
         if usage:
+            asked, answered = usage["input_tokens"], usage["output_tokens"]
             self._sql(
-                "UPDATE session SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?",
-                usage["input_tokens"],
-                usage["output_tokens"],
+                "UPDATE session SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?", asked, answered
             )
+            self._outbox.put(Used(turn_id, now, model, asked, answered))
         if message_id is not None:
             self._count_messages(now)
         self._add(turn_id, FINAL_EVENT[status], self._ending(turn_id, status, answer_id, finish_reason, usage, error))
+        kept: dict[str, float] = json.loads(limits)
+        kept_s = kept["events_kept_s" if status in ("completed", "cancelled") else "broken_events_kept_s"]
+        # What was asked is in the history, or shall not be.
         self._sql(
             "UPDATE turn SET status = ?, ended_at = ?, runner = NULL, answer_id = ?, finish_reason = ?, usage = ?,"
-            " error = ?, due_at = ? WHERE id = ?",
+            " error = ?, due_at = ?, message = NULL, request = '{}' WHERE id = ?",
             status,
             now,
             answer_id,
             finish_reason,
             json.dumps(usage) if usage else None,
             json.dumps(error) if error else None,
-            now,
+            now + kept_s,
             turn_id,
         )
         # The next one's runner has until then to take it.
@@ -408,31 +464,44 @@ class TurnLedger:
             now + LEASE_S,
         )
         self._plan()
-        self._changed()
+        self._moved()
 
     def _store_answer(
-        self, turn_id: str, status: str, closing: dict[str, Any], usage: Usage | None, now: float
+        self, turn_id: str, status: str, finish_reason: str, usage: Usage | None, now: float
     ) -> int | None:
-        events = self._sql("SELECT type, data FROM turn_event WHERE turn = ? ORDER BY number", turn_id)
-        drafts = drafts_of((event_type, json.loads(data)) for event_type, data in events if event_type in CONTENT)
+        told: list[tuple[str, dict[str, Any]]] = []
+        sources: list[Any] | None = None
+        for event_type, data in self._sql("SELECT type, data FROM turn_event WHERE turn = ? ORDER BY number", turn_id):
+            if event_type in CONTENT:
+                told.append((event_type, json.loads(data)))
+            elif event_type == "sources":
+                sources = json.loads(data)["sources"]
+            elif event_type == "turn.retrying":
+                sources = None  # of an attempt that came to nothing
+        drafts = drafts_of(told)
         if status == "completed" and (not drafts or drafts[-1].role != "assistant"):
             # A model may have nothing to say; a question that was answered has an answer.
             drafts.append(Draft("assistant", "", {}))
+        closing: dict[str, Any] = {} if sources is None else {"sources": sources}
+        closing |= {"finish_reason": finish_reason} | ({"usage": usage} if usage else {})
         answer_id = None
-        for number, draft in enumerate(drafts, start=1):
-            is_last = number == len(drafts)
-            tokens = usage["output_tokens"] if is_last and usage else None
-            data = {"turn_id": turn_id, **draft.data} | (closing if is_last else {})
-            answer_id = self._insert_message(turn_id, draft.role, draft.content, tokens, data, now)
+        # What was broken off while tools ran ends with their results; the answer is what called them.
+        last = max((number for number, draft in enumerate(drafts) if draft.role == "assistant"), default=None)
+        for number, draft in enumerate(drafts):
+            is_answer = number == last
+            tokens = usage["output_tokens"] if is_answer and usage else None
+            data = {"turn_id": turn_id, **draft.data} | (closing if is_answer else {})
+            message_id = self._insert_message(turn_id, draft.role, draft.content, tokens, data, now)
+            answer_id = message_id if is_answer else answer_id
         return answer_id
 
     def _settle_replaced(self, turn_id: str, *, kept: bool, rolled_back: bool) -> None:
         """What gave way to the turn goes, or, where nothing came of the turn, comes back in its place."""
-        (replaces, message) = self._row(turn_id, "replaces, message")
+        (replaces,) = self._row(turn_id, "replaces")
         if kept:
             self._sql("DELETE FROM message WHERE replaced_by = ?", turn_id)
             return
-        if rolled_back or replaces is not None or message is None:
+        if rolled_back or replaces is not None:
             self._sql("DELETE FROM message WHERE turn = ?", turn_id)
         self._sql("UPDATE message SET replaced_by = NULL WHERE replaced_by = ?", turn_id)
 
@@ -447,7 +516,7 @@ class TurnLedger:
     ) -> dict[str, Any]:
         names = self._names(turn_id)
         if status == "failed":
-            return {**names, **(error or _RUNNER_LOST), "usage": usage}
+            return {**names, **(error or {}), "usage": usage}
         told: dict[str, Any] = {**names, "message_id": answer_id, "usage": usage}
         if status == "completed":
             told["finish_reason"] = finish_reason
@@ -464,15 +533,16 @@ class TurnLedger:
         """
         return _info(self._row(turn_id, _COLUMNS))
 
-    def page(self, limit: int, before: str | None) -> list[TurnInfo]:
-        """Turns, newest first."""
+    def page(self, limit: int, before: str | None) -> tuple[list[TurnInfo], bool]:
+        """Turns, newest first, and whether there are older ones."""
+        limit = max(1, min(limit, TURN_PAGE_MAX))
         (number,) = (2**62,) if before is None else self._row(before, "number")
         rows = self._sql(
             f"SELECT {_COLUMNS} FROM turn WHERE number < ? ORDER BY number DESC LIMIT ?",  # noqa: S608  a constant
             number,
-            max(1, min(limit, TURN_PAGE_MAX)) + 1,
+            limit + 1,
         )
-        return [_info(row) for row in rows]
+        return [_info(row) for row in rows[:limit]], len(rows) > limit
 
     def events(self, turn_id: str, after: int) -> EventPage:
         """What was written down of a turn. Of one whose events are no longer kept, nothing."""
@@ -504,71 +574,89 @@ class TurnLedger:
         ((due_at,),) = self._sql("SELECT min(due_at) FROM turn WHERE due_at IS NOT NULL")
         return cast("float | None", due_at)
 
-    def due(self) -> list[tuple[str, str]]:
-        """Turns for which something is to be done now, with their states."""
-        return cast(
-            "list[tuple[str, str]]",
-            self._sql("SELECT id, status FROM turn WHERE due_at <= ? ORDER BY number LIMIT 100", self._clock.now()),
-        )
+    def next_due(self) -> tuple[str, str] | None:
+        """A turn for which something is to be done now, with its state."""
+        rows = self._sql("SELECT id, status FROM turn WHERE due_at <= ? ORDER BY due_at LIMIT 1", self._clock.now())
+        return cast("tuple[str, str]", rows[0]) if rows else None
 
-    def runner_lost(self, turn_id: str) -> bool:
-        """Nobody has been heard of that runs the turn. Returns whether it is to be offered to another."""
-        attempt, cancel_requested, limits, content = self._row(
-            turn_id,
-            "attempt, cancel_requested, limits, (SELECT count(*) FROM turn_event WHERE turn = id"
-            " AND type IN ('text.delta', 'tool.call', 'tool.result'))",
-        )
-        if cancel_requested:
-            self.end(turn_id, "cancelled")
-        elif content:
-            self.end(turn_id, "incomplete", finish_reason="runner_lost", error=_RUNNER_LOST)
-        elif attempt >= json.loads(limits)["attempts_max"]:
-            self.end(turn_id, "failed", error=_RUNNER_LOST)
-        else:
-            self.release(turn_id, attempt, "runner_lost")
-            return True
+    def look_after(self, turn_id: str, status: str) -> bool:
+        """Does what is due for a turn. Returns whether it is to be offered to runners."""
+        if status == "in_progress":
+            # Nobody has been heard of who runs it.
+            (attempt,) = self._row(turn_id, "attempt")
+            return self._start_over(turn_id, attempt, "runner_lost", _RUNNER_LOST)
+        if status == "queued":
+            return self._offer(turn_id)
+        # It has ended, and its events were kept for as long as its tenant wants.
+        self._sql("DELETE FROM turn_event WHERE turn = ?", turn_id)
+        self._sql("UPDATE turn SET due_at = NULL WHERE id = ?", turn_id)
         return False
 
     def release(self, turn_id: str, attempt: int, reason: str) -> bool:
         """Has a turn of whose answer nothing was told run from the start. False: it is not the caller's."""
-        status, current = self._row(turn_id, "status, attempt")
-        if status != "in_progress" or current != attempt:
+        if self._row(turn_id, "status, attempt") != ("in_progress", attempt):
             return False
-        self._add(turn_id, "turn.retrying", {"attempt": attempt + 1, "reason": reason})
-        self._sql(
-            "UPDATE turn SET status = 'queued', runner = NULL, due_at = ? WHERE id = ?", self._clock.now(), turn_id
-        )
-        self._changed()
+        self._start_over(turn_id, attempt, reason, _error(reason, "the answer could not be begun"))
         return True
 
-    def nobody_claims(self, turn_id: str) -> bool:
+    def _start_over(self, turn_id: str, attempt: int, reason: str, error: TurnError) -> bool:
+        """Has a turn that lost its runner wait for another; ends it where that may not be. Returns whether it waits."""
+        cancel_requested, limits, has_content = self._row(
+            turn_id,
+            "cancel_requested, limits, EXISTS (SELECT 1 FROM turn_event WHERE turn = id"
+            " AND type IN ('text.delta', 'tool.call', 'tool.result'))",
+        )
+        if cancel_requested:
+            self.end(turn_id, "cancelled")
+        elif has_content:
+            # Who has read it can't unread it.
+            self.end(turn_id, "incomplete", finish_reason=reason, error=error)
+        elif attempt >= json.loads(limits)["attempts_max"]:
+            self.end(turn_id, "failed", error=error)
+        else:
+            self._add(turn_id, "turn.retrying", {"attempt": attempt + 1, "reason": reason})
+            self._sql(
+                "UPDATE turn SET status = 'queued', runner = NULL, due_at = ? WHERE id = ?",
+                # Who gave it back may claim it again until then.
+                self._clock.now() + LEASE_S,
+                turn_id,
+            )
+            self._moved()
+            return True
+        return False
+
+    def _offer(self, turn_id: str) -> bool:
         """A turn waits and nobody asks for it. Returns whether it is to be offered; then it has time to be claimed."""
-        is_next = self._is_first(turn_id)
-        # Else its time comes when the one before it ends.
-        due_at = self._clock.now() + LEASE_S if is_next else None
-        self._sql("UPDATE turn SET due_at = ? WHERE id = ?", due_at, turn_id)
-        return is_next
+        if not self._is_first(turn_id):
+            # Its time comes when the one before it ends.
+            self._sql("UPDATE turn SET due_at = NULL WHERE id = ?", turn_id)
+            return False
+        (offers,) = self._row(turn_id, "offers")
+        if offers >= OFFERS_MAX:
+            self.end(turn_id, "failed", error=_NOT_RUN)
+            return False
+        self._sql("UPDATE turn SET offers = offers + 1, due_at = ? WHERE id = ?", self._clock.now() + LEASE_S, turn_id)
+        return True
 
-    def untold_usage(self, turn_id: str) -> tuple[float, str, Usage] | None:
-        """When the turn ended, its model, and what it used of it; None where there is nothing to tell."""
-        ended_at, model, usage, told = self._row(turn_id, "ended_at, model, usage, usage_told")
-        return None if told or usage is None else (ended_at, model, json.loads(usage))
+    # -- forgetting
 
-    def let_go(self, turn_id: str) -> None:
-        """The turn's usage is told: its events go, once they have been kept for as long as its tenant wants."""
-        status, ended_at, limits = self._row(turn_id, "status, ended_at, limits")
-        kept: dict[str, float] = json.loads(limits)
-        kept_s = kept["events_kept_s" if status in ("completed", "cancelled") else "broken_events_kept_s"]
-        if self._clock.now() < ended_at + kept_s:
-            self._sql("UPDATE turn SET usage_told = 1, due_at = ? WHERE id = ?", ended_at + kept_s, turn_id)
-            return
-        self._sql("DELETE FROM turn_event WHERE turn = ?", turn_id)
-        self._sql("UPDATE turn SET usage_told = 1, due_at = NULL WHERE id = ?", turn_id)
+    def clear(self) -> None:
+        """Removes all that was said. Turns that have not ended end, and leave nothing."""
+        # Not of those that are ended here: their readers are to hear of it, also when this is repeated.
+        self._sql(
+            "DELETE FROM turn_event WHERE turn IN (SELECT id FROM turn WHERE ended_at IS NOT NULL AND rolled_back = 0)"
+        )
+        self._sql("DELETE FROM message")
+        self._sql("UPDATE session SET message_count = 0")
+        for (turn_id,) in self._sql("SELECT id FROM turn WHERE ended_at IS NULL"):
+            self._roll_back(turn_id)
 
     def forget(self) -> None:
         """The session begins anew."""
         self._sql("DELETE FROM turn")
         self._sql("DELETE FROM turn_event")
+        self._told()
+        self._moved()
 
     # -- inside
 
@@ -593,7 +681,7 @@ class TurnLedger:
             "UPDATE turn SET last_event = last_event + 1 WHERE id = ? RETURNING last_event", turn_id
         )
         self._sql("INSERT INTO turn_event VALUES (?, ?, ?, ?)", turn_id, number, event_type, json.dumps(data))
-        self._changed()
+        self._told()
 
     def _insert_message(
         self, turn_id: str, role: str, content: str, tokens: int | None, data: dict[str, Any], now: float
@@ -612,8 +700,10 @@ class TurnLedger:
 
     def _count_messages(self, now: float) -> None:
         """Has the session's row agree with its messages, of which the oldest leave where there are too many."""
+        # Both are counted without looking into messages, which may be long.
         ((count, messages_max),) = self._sql(
-            "SELECT (SELECT count(*) FROM message WHERE replaced_by IS NULL), messages_max FROM session"
+            "SELECT (SELECT count(*) FROM message) - (SELECT count(*) FROM message WHERE replaced_by IS NOT NULL),"
+            " messages_max FROM session"
         )
         if count > messages_max:
             self._sql(

@@ -1,8 +1,9 @@
 """How is a claimed turn run to its end?
 
 What is made of an answer is written into the session as it comes. A runner tells the session all the while that it
-lives, and stops when the session says so. Whatever happens, it ends the turn, gives it back to be run again, or loses it to whoever the session takes for alive. What was shown of an answer is kept,
-however it ended; a turn of whose answer nothing was shown is tried again where that may help.
+lives, and stops when the session says so. Whatever happens, it ends the turn, gives it back to be run again, or loses
+it to whoever the session takes for alive. What was shown of an answer is kept, however it ended; a turn of whose answer
+nothing was shown is tried again where that may help.
 """
 
 from __future__ import annotations

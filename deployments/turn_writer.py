@@ -64,8 +64,6 @@ class TurnWriter:
         self.failure: DurableError | None = None
         #: Something of the answer was added, whether or not it was written yet.
         self.has_content = False
-        #: Pieces of text that were added: what a model that counts no tokens has used.
-        self.text_pieces = 0
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._write())
@@ -75,7 +73,6 @@ class TurnWriter:
         # What could not be written stays as it is: it may have been, and only the word of it lost.
         last = self._waiting[-1] if self._waiting and self.failure is None else None
         if event_type == "text.delta":
-            self.text_pieces += 1
             self._chars += len(data["text"])
         if event_type == "text.delta" and last is not None and last["type"] == "text.delta":
             last["data"] = {"text": last["data"]["text"] + data["text"]}

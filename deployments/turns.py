@@ -17,8 +17,9 @@ from actors.turn import FINAL, EventPage, TurnError, TurnEvent, TurnInfo
 from deployments.errors import EventsGone
 from deployments.sessions import Sessions
 
-#: How long the session is asked at a time for the next event.
-EVENTS_WAIT_S = 15.0
+#: How long the session is asked at a time for the next event. Shorter than whoever looks after objects waits for one
+#: to be still.
+EVENTS_WAIT_S = 3.0
 #: How long a reader goes on asking a session that can't be reached.
 LOST_FOR_MAX_S = 60.0
 LOST_PAUSE_S = 0.5

@@ -5,9 +5,13 @@ They run twice: with an object that stays resident, and with one that hibernates
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from actors import LocalBackend
+from actors import DurableObject, LocalBackend, ObjectOverloaded
 from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
 
@@ -21,3 +25,17 @@ async def ring(backend: LocalBackend, clock: ManualClock) -> int:
         for object_id in due:
             ran += unpack(await backend.host.fire_alarm(object_id).wait())
     return ran
+
+
+@contextmanager
+def refusing(backend: LocalBackend, durable_class: type[DurableObject], method: str) -> Iterator[None]:
+    """Within the block the method of every object of the class is refused."""
+
+    def refuse(*_: Any) -> None:
+        raise ObjectOverloaded(durable_class.__name__, "as the test wished", 1.0)
+
+    methods = backend._specs[durable_class.__name__].methods
+    known = methods[method]
+    methods[method] = replace(known, function=refuse)
+    yield
+    methods[method] = known

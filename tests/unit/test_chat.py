@@ -43,7 +43,6 @@ async def test_the_users_message_is_stored_before_the_model_is_asked(talk: Talk)
     talk.library.may_answer.clear()
     model = EchoModel("Yes")
     asked = await begun(talk.replica(model), question())
-    await talk.heard(asked, "turn.created")
     assert await talk.said(asked.session_id) == [("user", "Why?")]
     assert model.requests == []
     talk.library.may_answer.set()

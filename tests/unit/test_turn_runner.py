@@ -153,7 +153,8 @@ async def test_the_tenants_settings_hold_where_the_question_has_none(talk: Talk)
     model = EchoModel("Yes")
     await answered(talk, model)
     await answered(talk, model, temperature=0.0)
-    assert [(request.temperature, request.timeout_s) for request in model.requests] == [(0.5, 30), (0.0, 30)]
+    assert [request.temperature for request in model.requests] == [0.5, 0.0]
+    assert all(29 < request.timeout_s <= 30 for request in model.requests)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,6 @@ async def test_a_turn_cancelled_while_it_searches_asks_no_model(talk: Talk) -> N
     talk.library.may_answer.clear()
     model = EchoModel("Yes")
     asked = await talk.replica(model).begin(question())
-    await talk.heard(asked, "turn.created")
     turn = await talk.turns.cancel("acme", asked.session_id, asked.turn_id)
     assert (turn["status"], turn["usage"]) == ("cancelled", None)
     assert model.requests == []

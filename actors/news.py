@@ -1,0 +1,33 @@
+"""How do turns of one object that wait for something hear of it?
+
+Whoever changes something says so; whoever waits looks again then, and only then. What is looked at is the object's own
+state: nothing is told twice or lost, however many wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+
+class News:
+    """For `@interleaved` methods. Lives no longer than the object's instance, which stays while anybody waits."""
+
+    def __init__(self) -> None:
+        self._told = asyncio.Event()
+
+    def tell(self) -> None:
+        """Has those look again who wait now. They do when what was written is durable, not before."""
+        self._told.set()
+        self._told.clear()
+
+    async def until(self, happened: Callable[[], bool], wait_s: float) -> None:
+        """Returns when it has happened, or after `wait_s`."""
+        if not wait_s > 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                # Nothing runs between the look and the wait.
+                while not happened():
+                    await self._told.wait()
