@@ -150,7 +150,7 @@ class ObjectHost:
         #: Alarms that were fired and are not over.
         self._fired: list[Turn] = []
         self._sweeping: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
-        self._ringing: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
+        self._ringing: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle, float] | None = None
         self._alarms_swept_s = self._started_s = self._clock.monotonic()
 
     def load(self) -> None:
@@ -297,9 +297,9 @@ class ObjectHost:
 
     def _alarms_changed(self) -> None:
         if self._ringing is not None and not self._ringing[0].is_closed():
-            loop, timer = self._ringing
+            loop, timer, rings_at = self._ringing
             next_at = self.alarms.next_at
-            if next_at is not None and next_at - self._clock.now() < timer.when() - loop.time():
+            if next_at is not None and next_at - self._clock.now() < rings_at - loop.time():
                 timer.cancel()
                 self._ringing = None
                 self._ring_later()
@@ -312,8 +312,9 @@ class ObjectHost:
             # Not for long at once: the wall clock may be set.
             wait_s = ALARMS_SWEPT_EVERY_S if next_at is None else next_at - self._clock.now()
             least_s = 0.0 if self._alarms_room > 0 else _ALARMS_PAUSE_S
-            timer = loop.call_later(max(least_s, min(wait_s, ALARMS_SWEPT_EVERY_S)), self._ring)
-            self._ringing = (loop, timer)
+            wait_s = max(least_s, min(wait_s, ALARMS_SWEPT_EVERY_S))
+            # Not asked of the timer: uvloop's can't say it where there is nothing to wait for.
+            self._ringing = (loop, loop.call_later(wait_s, self._ring), loop.time() + wait_s)
 
     def _ring(self) -> None:
         self._ringing = None

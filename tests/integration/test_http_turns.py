@@ -78,7 +78,7 @@ class Reader:
 
 @pytest.mark.timeout(300)
 async def test_streams_that_are_cut_and_taken_up_again_lose_and_repeat_nothing(service: Service) -> None:
-    assert len(service.processes("ray::ServeReplica:mobula:Ingress")) == 2
+    assert len(service.processes("ray::ServeReplica:default:Ingress")) == 2
     chance = random.Random(4)
     tags = [unique("cut") for _ in range(STREAMS)]
     room = asyncio.Semaphore(AT_ONCE)
@@ -118,7 +118,7 @@ def test_any_number_of_readers_hear_the_same(service: Service, scripted: httpx.C
                 async with aconnect_sse(client, "GET", f"{path_of(told)}/events") as source:
                     return [(one.id, one.event, one.data) async for one in source.aiter_sse() if one.data]
 
-            return await asyncio.gather(*[one() for _ in range(10)])
+            return list(await asyncio.gather(*[one() for _ in range(10)]))
 
     with connect_sse(scripted, "POST", "/chat", json=body) as source:
         stream = source.iter_sse()

@@ -1,0 +1,201 @@
+"""Do answers end, and is nothing of them lost or doubled, when what makes them is killed with `kill -9`?
+
+Each test kills one part while many turns run: some have shown a part of their answer, others nothing yet. What the
+clients see counts, and what is in the history afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from httpx_sse import aconnect_sse
+
+from tests.integration.calls import eventually, ok, unique
+from tests.integration.conftest import Service, configured, free_port
+from tests.integration.scripted_model import KEY, ScriptedModel, answer, piece, question, scripted_model
+
+#: The start of the service, and a test, on a machine that may do other things as well.
+TIMEOUT_S = 400
+TURNS = 20
+PIECES = 60
+#: From the kill on, for all of them.
+ENDED_WITHIN_S = 30.0
+FINAL = ("completed", "incomplete", "failed", "cancelled")
+#: How often a client tries again that finds nobody to answer.
+PAUSE_S = 0.25
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ScriptedModel]:
+    with scripted_model() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, model: ScriptedModel) -> Iterator[Service]:
+    running = Service(
+        tmp_path_factory.mktemp("turns"), free_port(), configured(tmp_path_factory.mktemp("config"), model)
+    )
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@dataclass(kw_only=True, slots=True)
+class Asker:
+    """One client with one question, that follows its answer whatever happens to the connection."""
+
+    tag: str
+    first_s: float
+    heard: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    ended_s: float = 0.0
+
+    @property
+    def message(self) -> str:
+        return question(self.tag, pieces=PIECES, pause_s=0.1, first_s=self.first_s)
+
+    @property
+    def text(self) -> str:
+        return "".join(data["text"] for _, kind, data in self.heard if kind == "text.delta")
+
+    @property
+    def path(self) -> str:
+        told = self.heard[0][2]
+        return f"/chat/sessions/{told['session_id']}/turns/{told['turn_id']}"
+
+    async def run(self, client: httpx.AsyncClient) -> None:
+        body = {"message": self.message, "retrieve": False, "request_id": self.tag}
+        while not self.heard:
+            await self._read(client, "POST", "/chat", json=body)
+        while self.heard[-1][1] not in ("turn.completed", "turn.incomplete", "turn.cancelled", "error"):
+            await self._read(client, "GET", f"{self.path}/events", headers={"Last-Event-ID": str(self.heard[-1][0])})
+        self.ended_s = time.monotonic()
+
+    async def _read(self, client: httpx.AsyncClient, method: str, url: str, **request: Any) -> None:
+        try:
+            async with aconnect_sse(client, method, url, **request) as source:
+                if source.response.status_code in (409, 500, 502, 503, 504):
+                    await asyncio.sleep(PAUSE_S)
+                    return
+                source.response.raise_for_status()
+                async for event in source.aiter_sse():
+                    if event.data:
+                        self.heard.append((int(event.id), event.event, event.json()))
+        except httpx.TransportError:
+            await asyncio.sleep(PAUSE_S)
+
+
+async def run_and_kill(service: Service, model: ScriptedModel, name: str) -> tuple[list[Asker], float]:
+    """Half of the turns have shown something when the kill comes, and the others have asked their model."""
+    askers = [Asker(tag=unique("t"), first_s=0.0 if number % 2 else 4.0) for number in range(TURNS)]
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=service.url, headers=headers, timeout=60, limits=limits, verify=False
+    ) as client:
+        running = [asyncio.ensure_future(asker.run(client)) for asker in askers]
+
+        def are_under_way() -> bool:
+            return all(asker.tag in model.asked and (asker.first_s or asker.text) for asker in askers)
+
+        async with asyncio.timeout(60):
+            while not are_under_way():
+                await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(service.kill, name) > 0
+        killed_s = time.monotonic()
+        await asyncio.gather(*running)
+    return askers, killed_s
+
+
+def compare(service: Service, askers: list[Asker], killed_s: float) -> dict[str, int]:
+    """Every turn has ended in time and once, and the history holds what was heard. Returns how they ended."""
+    ways: dict[str, int] = {}
+    with service.client(KEY) as client:
+        for asker in askers:
+            assert asker.ended_s - killed_s < ENDED_WITHIN_S
+            numbers = [number for number, _, _ in asker.heard]
+            assert numbers == list(range(1, len(numbers) + 1))
+            turn = ok(client.get(asker.path))
+            assert turn["status"] in FINAL
+            ways[turn["status"]] = ways.get(turn["status"], 0) + 1
+            session = asker.path.partition("/turns/")[0]
+            assert [one["id"] for one in ok(client.get(f"{session}/turns"))["turns"]] == [turn["id"]]
+            kept = [(one["role"], one["content"]) for one in ok(client.get(f"{session}/messages"))["messages"]]
+            assert kept[0] == ("user", asker.message)
+            assert kept[1:] == ([("assistant", asker.text)] if asker.text else [])
+            assert answer(asker.tag, PIECES).startswith(asker.text)
+            if turn["status"] == "completed":
+                assert asker.text == answer(asker.tag, PIECES)
+            else:
+                assert turn["error"]["retryable"]
+    return ways
+
+
+def can_chat(service: Service) -> bool:
+    with service.client(KEY) as client:
+        tag = unique("after")
+        answered = client.post("/chat", json={"message": question(tag, pieces=1), "retrieve": False, "stream": False})
+        return answered.status_code == 200 and answered.json()["text"] == piece(tag, 0)
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("name", ["ray::ServeReplica:default:Chat", "ray::ServeReplica:default:Model"])
+async def test_turns_end_as_they_should_when_a_replica_is_killed(
+    service: Service, model: ScriptedModel, name: str
+) -> None:
+    askers, killed_s = await run_and_kill(service, model, name)
+    ways = await asyncio.to_thread(compare, service, askers, killed_s)
+    # Who had heard a part keeps it; who had heard nothing is answered in the end.
+    assert ways == {"incomplete": TURNS // 2, "completed": TURNS // 2}
+    await asyncio.to_thread(eventually, lambda: can_chat(service))
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+async def test_turns_go_on_when_the_hosts_of_their_sessions_are_killed(service: Service, model: ScriptedModel) -> None:
+    askers, killed_s = await run_and_kill(service, model, "ray::ObjectHost")
+    ways = await asyncio.to_thread(compare, service, askers, killed_s)
+    assert ways == {"completed": TURNS}
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+async def test_an_answer_is_found_again_after_every_process_was_killed(service: Service, model: ScriptedModel) -> None:
+    tags = [unique("all") for _ in range(2)]
+    done, cut = question(tags[0], pieces=3), question(tags[1], pieces=PIECES, pause_s=0.1)
+
+    async def ask(message: str, *, stream: bool) -> httpx.Response | None:
+        async with service.async_client(KEY) as client:
+            body = {"message": message, "retrieve": False, "stream": stream, "request_id": f"key-{message[4:20]}"}
+            try:
+                return await client.post("/chat", json=body)
+            except httpx.TransportError:
+                return None
+
+    first = await ask(done, stream=False)
+    assert first is not None
+    asking = asyncio.ensure_future(ask(cut, stream=True))
+    async with asyncio.timeout(60):
+        while tags[1] not in model.asked:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)  # a part of it is written by then
+    await asyncio.to_thread(service.kill)
+    await asking
+    await asyncio.to_thread(service.start)
+    again = await ask(done, stream=False)
+    assert again is not None
+    assert (again.json(), again.headers["idempotent-replayed"]) == (first.json(), "true")
+    joined = await ask(cut, stream=False)
+    assert joined is not None
+    assert joined.headers["idempotent-replayed"] == "true"
+    told = ok(joined)
+    assert told["status"] == "incomplete"
+    assert told["text"]
+    assert answer(tags[1], PIECES).startswith(told["text"])
+    assert (model.asked.count(tags[0]), model.asked.count(tags[1])) == (1, 1)
