@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from actors import ChatSession, Directory, ObjectNotFound, Objects
-from actors.chat_session import Appended, History, Transcript
+from actors.chat_session import Appended, History, SessionUsage, Transcript
 from actors.directory import DIRECTORY_NAME, SearchPage, SessionMetadata, SessionPage
 from actors.message import Message
 from actors.runtime.namespace import Stub
@@ -196,6 +196,11 @@ class Sessions:
     async def history(self, tenant: str, session_id: str, *, limit: int, before: int | None) -> History:
         history: History = await self.get(tenant, session_id).history(limit=limit, before=before)
         return history
+
+    async def usage(self, tenant: str, session_id: str) -> SessionUsage:
+        """The tokens of all its turns."""
+        usage: SessionUsage = await self.get(tenant, session_id).usage()
+        return usage
 
     def get(self, tenant: str, session_id: str) -> Stub[ChatSession]:
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from deployments.ingress import admin, chat, documents, health, key_value, problem, ratelimit, sessions, turns
+from deployments.ingress import admin, chat, documents, health, key_value, problem, ratelimit, sessions, turns, usage
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
@@ -26,6 +26,7 @@ _ROUTERS = (
     sessions.router,
     chat.router,
     turns.router,
+    usage.router,
     documents.router,
     documents.searching,
     key_value.router,
