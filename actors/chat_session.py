@@ -400,6 +400,12 @@ class ChatSession(DurableObject):
         return self._turns.info(turn_id)
 
     @read
+    def asked_as(self, key: str) -> int | None:
+        """The newest message of the user that was asked with a key that is `key`, or begins with it and a `-`."""
+        self._session()
+        return self._turns.asked_as(key)
+
+    @read
     def turns(self, limit: int = 20, before: str | None = None) -> TurnPage:
         """The newest turns older than turn `before`."""
         self._session()

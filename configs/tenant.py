@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from actors.turn import OnConflict
 from configs.base import Config
 from configs.service import HEADER_NAME
 
@@ -117,7 +116,8 @@ class SessionsConfig(Config):
 class TurnsConfig(Config):
     """How the answers to a session's messages are made, one after another."""
 
-    on_conflict: OnConflict = "enqueue"
+    # As `actors.turn.OnConflict`, which is not imported: it brings Ray with it, before Ray's environment is set.
+    on_conflict: Literal["enqueue", "reject", "interrupt", "rollback"] = "enqueue"
     queue_max: int = Field(default=8, ge=0, le=1_000)
     attempts_max: int = Field(default=3, ge=1, le=10)
     events_kept_s: float = Field(default=600.0, ge=0, le=30 * 86_400)

@@ -25,6 +25,11 @@ from deployments.activity import ActivityLog
 _SESSION_ID = re.compile(r"s[0-9a-f]{32}")
 
 
+def is_session_id(text: str) -> bool:
+    """Whether a session could have this id."""
+    return _SESSION_ID.fullmatch(text) is not None
+
+
 class Sessions:
     """The sessions of all tenants."""
 
@@ -207,7 +212,7 @@ class Sessions:
         Raises:
             ObjectNotFound: no session can have this id; nothing was asked.
         """
-        if not _SESSION_ID.fullmatch(session_id):
+        if not is_session_id(session_id):
             raise ObjectNotFound(f"ChatSession/{tenant}:?")
         return self._sessions.get(tenant, session_id)
 

@@ -72,6 +72,23 @@ class MessageList(BaseModel):
     has_more: bool
 
 
+class UIMessage(BaseModel):
+    """As the AI SDK has it."""
+
+    id: str
+    role: Literal["system", "user", "assistant"]
+    metadata: dict[str, Any]
+    parts: list[dict[str, Any]]
+
+
+class UIMessageList(BaseModel):
+    """Oldest first. Where there are older ones, ask again with `before`, as it is given."""
+
+    session_id: str
+    messages: list[UIMessage]
+    before: int | None
+
+
 class AppendedMessage(BaseModel):
     id: int
     created_at: float
