@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from actors.turn import TurnEvent
+from deployments.ingress.ui_stream import ui_streamed
 from tests.integration.calls import contents, eventually, ingest, new_session, ok, problem, refused_fields, unique
 from tests.integration.conftest import Service
+from tests.turn_events import CANCELLED, FAILED, INCOMPLETE, SESSION_ID, TURN_ID, WITH_TOOLS, Event, numbered
 
 UI = Path(__file__).parent / "ui"
 INSTALLED_WITHIN_S = 240
 NODE_MIN = 20
+#: The versions in use, of which one page may have any.
+PACKAGES = ["ai5", "ai6", "ai7"]
 SHORT = {"retrieve": False, "max_tokens": 8}
 LONG = {"retrieve": False, "max_tokens": 60}
 
@@ -68,7 +73,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["ai5", "ai6", "ai7"])
+@pytest.fixture(params=PACKAGES)
 def page(request: pytest.FixtureRequest, packages: Path, service: Service) -> Iterator[Browser]:
     browser = Browser(packages, request.param, service.url, "sk-demo")
     yield browser
@@ -142,6 +147,38 @@ def test_the_stream_reader_understands_every_part(page: Browser, demo: httpx.Cli
     assert (source["title"], source["providerMetadata"]["mobula"]["document_id"]) == ("Otters", document_id)
     assert text_of(message) == contents(demo, f"/chat/sessions/{message['metadata']['session_id']}")[-1]
     assert demo.delete(f"/documents/{document_id}").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("last", "error"),
+    [(None, None), (CANCELLED, None), (INCOMPLETE, "it was lost"), (FAILED, "busy")],
+    ids=["completed", "cancelled", "incomplete", "failed"],
+)
+@pytest.mark.parametrize("package", PACKAGES)
+async def test_the_stream_reader_understands_tools_and_every_ending(
+    packages: Path, package: str, last: Event | None, error: str | None
+) -> None:
+    told = WITH_TOOLS if last is None else [*WITH_TOOLS[:-1], last]
+
+    async def events() -> AsyncIterator[TurnEvent]:
+        for event in numbered(told):
+            yield event
+
+    response: Any = ui_streamed(events(), SESSION_ID, TURN_ID, location="/")
+    text = b"".join([event.encode() async for event in response.body_iterator]).decode()
+    reader = Browser(packages, package, "", "")
+    read = reader.do("parse", text=text)
+    reader.close()
+    assert read["errors"] == ([f"Error: {error}"] if error else [])
+    parts = read["message"]["parts"]
+    assert [part["type"] for part in parts] == [
+        *("step-start", "source-document", "text", "dynamic-tool", "dynamic-tool", "step-start", "text")
+    ]
+    assert [part["text"] for part in parts if part["type"] == "text"] == ["Let me look.", "One."]
+    assert [part["state"] for part in parts if part["type"] == "dynamic-tool"] == ["output-available", "output-error"]
+    assert (parts[3]["input"], parts[3]["output"]) == ({"key": "a"}, {"value": 1})
+    kinds = [part["type"] for part in read["parts"]]
+    assert kinds.count("abort") == (last is CANCELLED)
 
 
 def test_a_page_that_comes_back_hears_the_answer_from_its_beginning_to_its_end(

@@ -11,7 +11,7 @@ from actors import InvalidArgument
 from actors.message import Message, drafts_of
 from actors.turn import CONTENT
 from deployments.ingress.ui_messages import UIChat, stored_id, text_of, turn_key, ui_messages
-from tests.unit.turn_events import SESSION_ID, SOURCE, TURN_ID, USAGE, WITH_TOOLS
+from tests.turn_events import SESSION_ID, SOURCE, TURN_ID, USAGE, WITH_TOOLS
 
 
 def _chat(**change: Any) -> UIChat:

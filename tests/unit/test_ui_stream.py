@@ -9,17 +9,26 @@ from typing import Any
 import pytest
 
 from actors import ObjectReset
-from actors.turn import EventType, TurnEvent
+from actors.turn import TurnEvent
 from deployments.ingress.ui_stream import CUT_OFF, UIMessageStream, ui_streamed
-from tests.unit.turn_events import BEGUN, CANCELLED, FAILED, INCOMPLETE, NAMES, SESSION_ID, TURN_ID, USAGE, WITH_TOOLS
-from tests.unit.turn_events import numbered as _numbered
-
-Event = tuple[EventType, dict[str, Any]]
+from tests.turn_events import (
+    BEGUN,
+    CANCELLED,
+    FAILED,
+    INCOMPLETE,
+    NAMES,
+    SESSION_ID,
+    TURN_ID,
+    USAGE,
+    WITH_TOOLS,
+    Event,
+    numbered,
+)
 
 
 def _parts(events: list[Event]) -> list[dict[str, Any]]:
     stream = UIMessageStream(SESSION_ID, TURN_ID)
-    return [part for event in _numbered(events) for part in stream.parts(event)]
+    return [part for event in numbered(events) for part in stream.parts(event)]
 
 
 def _kinds(events: list[Event]) -> list[str]:
@@ -156,7 +165,7 @@ async def _of(events: list[TurnEvent], error: Exception | None = None) -> AsyncI
 async def test_no_text_leaves_its_line_and_done_is_the_last() -> None:
     text = "\r\n\ndata: [DONE]\n\nevent: error\u2028 \ud83d"
     events = [*BEGUN, ("text.delta", {"text": text}), WITH_TOOLS[-1]]
-    lines = await _lines(_of(_numbered(events)))
+    lines = await _lines(_of(numbered(events)))
     assert {line[:6] for line in lines} == {"data: "}
     assert lines[-1] == "data: [DONE]"
     assert [part["delta"] for part in _told(lines) if part["type"] == "text-delta"] == [text]
@@ -164,7 +173,7 @@ async def test_no_text_leaves_its_line_and_done_is_the_last() -> None:
 
 async def test_a_stream_that_loses_its_session_says_that_it_is_not_whole() -> None:
     lost = ObjectReset("ChatSession/acme:s", "its host was lost")
-    lines = await _lines(_of(_numbered(WITH_TOOLS[:4]), lost))
+    lines = await _lines(_of(numbered(WITH_TOOLS[:4]), lost))
     assert list(_told(lines))[-1] == {"type": "error", "errorText": CUT_OFF}
     assert lines[-1] == "data: [DONE]"
 

@@ -56,6 +56,21 @@ function transport({ api = '/chat', headers = {}, body = {} } = {}) {
 const textOf = message => message.parts.map(part => (part.type === 'text' ? part.text : '')).join('');
 const pause = () => new Promise(resolve => setTimeout(resolve, 5));
 
+async function readAll(stream) {
+  const [forParts, forMessage] = stream.tee();
+  const parts = [];
+  const collected = (async () => {
+    for await (const part of forParts) parts.push(part);
+  })();
+  let message;
+  const errors = [];
+  for await (const next of readUIMessageStream({ stream: forMessage, onError: error => errors.push(String(error)) })) {
+    message = next;
+  }
+  await collected;
+  return { parts, message, errors };
+}
+
 const steps = {
   // Another page with the same chat, which begins with these messages.
   open({ id, messages, ...options }) {
@@ -79,19 +94,12 @@ const steps = {
   },
   // The transport and the stream reader by themselves: each part as it came, and the message as it was in the end.
   async read({ id, messages, trigger = 'submit-message', messageId, ...options }) {
-    const stream = await transport(options).sendMessages({ chatId: id, messages, trigger, messageId });
-    const [forParts, forMessage] = stream.tee();
-    const parts = [];
-    const collected = (async () => {
-      for await (const part of forParts) parts.push(part);
-    })();
-    let message;
-    const errors = [];
-    for await (const next of readUIMessageStream({ stream: forMessage, onError: error => errors.push(String(error)) })) {
-      message = next;
-    }
-    await collected;
-    return { parts, message, errors };
+    return readAll(await transport(options).sendMessages({ chatId: id, messages, trigger, messageId }));
+  },
+  // The same of a stream that is given.
+  async parse({ text }) {
+    const given = new DefaultChatTransport({ api: '/', fetch: async () => new Response(text) });
+    return readAll(await given.sendMessages({ chatId: 'c', messages: [], trigger: 'submit-message' }));
   },
 };
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from actors.turn import EventType, TurnEvent
 
+Event = tuple[EventType, dict[str, Any]]
+
 SESSION_ID = "s" + "0" * 32
 TURN_ID = "t" + "0" * 24
 NAMES = {"session_id": SESSION_ID, "turn_id": TURN_ID}
@@ -20,12 +22,12 @@ SOURCE = {
 }
 CALL = {"id": "c1", "name": "kv_get", "arguments": '{"key": "a"}'}
 
-BEGUN: list[tuple[EventType, dict[str, Any]]] = [
+BEGUN: list[Event] = [
     ("turn.queued", {**NAMES, "position": 1}),
     ("turn.created", {**NAMES, "message_id": 1}),
     ("sources", {"sources": [SOURCE]}),
 ]
-WITH_TOOLS: list[tuple[EventType, dict[str, Any]]] = [
+WITH_TOOLS: list[Event] = [
     *BEGUN,
     ("text.delta", {"text": "Let me "}),
     ("text.delta", {"text": "look."}),
@@ -36,18 +38,18 @@ WITH_TOOLS: list[tuple[EventType, dict[str, Any]]] = [
     ("text.delta", {"text": "One."}),
     ("turn.completed", {**NAMES, "message_id": 5, "finish_reason": "stop", "usage": USAGE}),
 ]
-INCOMPLETE: tuple[EventType, dict[str, Any]] = (
+INCOMPLETE: Event = (
     "turn.incomplete",
     {**NAMES, "message_id": 3, "reason": "runner_lost", "usage": None, "error": {"message": "it was lost"}},
 )
-CANCELLED: tuple[EventType, dict[str, Any]] = ("turn.cancelled", {**NAMES, "message_id": None, "usage": None})
-FAILED: tuple[EventType, dict[str, Any]] = (
+CANCELLED: Event = ("turn.cancelled", {**NAMES, "message_id": None, "usage": None})
+FAILED: Event = (
     "error",
     {**NAMES, "code": "ModelUnavailable", "message": "busy", "retryable": True, "retry_after_s": 1.0, "usage": None},
 )
 
 
-def numbered(events: list[tuple[EventType, dict[str, Any]]]) -> list[TurnEvent]:
+def numbered(events: list[Event]) -> list[TurnEvent]:
     return [
         {"number": number, "type": event_type, "data": data}
         for number, (event_type, data) in enumerate(events, start=1)
