@@ -19,7 +19,7 @@ from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 from typing_extensions import TypedDict
 
-from actors import turn_ledger, usage_outbox
+from actors import session_copy, turn_ledger, usage_outbox
 from actors.directory import DIRECTORY_NAME, Directory, SessionMetadata
 from actors.message import Message
 from actors.news import News
@@ -35,6 +35,7 @@ from actors.runtime import (
     interleaved,
     read,
 )
+from actors.session_copy import CopyProgress, Origin, SessionCopy
 from actors.token_usage import USAGE_NAME, TokenUsage
 from actors.turn import Begun, Claiming, EventPage, FinalStatus, NewEvent, NewTurn, TurnError, TurnInfo, Usage
 from actors.turn_ledger import LEASE_S, TurnLedger, message_of
@@ -43,6 +44,9 @@ from actors.usage_outbox import AGAIN_AFTER_S, UsageOutbox
 
 MESSAGES_MAX_DEFAULT = 1000
 HISTORY_PAGE_MAX = 1000
+#: A page of a transcript ends with the message that makes it longer than this.
+TRANSCRIPT_PAGE_CHARS = 1_000_000
+TRANSCRIPT_PAGE_MAX = 200
 #: How long a caller may have the session wait for something to happen.
 WAIT_MAX_S = 20.0
 #: How long a runner may wait with one renewal of its claim: it renews it three times before it lapses.
@@ -73,6 +77,11 @@ def create_turns(database: Database) -> None:
     usage_outbox.create_tables(database)
 
 
+@migrations()
+def create_copying(database: Database) -> None:
+    session_copy.create_column(database)
+
+
 class Shown(TypedDict):
     """What the session's listing shows now."""
 
@@ -90,6 +99,13 @@ class Appended(Shown):
 
 class History(TypedDict):
     """A page of messages, oldest first. `has_more` says that there are older ones."""
+
+    messages: list[Message]
+    has_more: bool
+
+
+class Transcript(TypedDict):
+    """A page of messages, oldest first. `has_more` says that there are newer ones."""
 
     messages: list[Message]
     has_more: bool
@@ -133,6 +149,7 @@ class ChatSession(DurableObject):
             moved=self._moves.tell,
             plan=self._plan,
         )
+        self._copy = SessionCopy(self.id, self.storage, self.clock)
 
     @idempotent
     def create(
@@ -251,6 +268,26 @@ class ChatSession(DurableObject):
         messages.reverse()
         return {"messages": messages, "has_more": len(rows) > limit}
 
+    @read
+    def transcript(self, after: int = 0, before: int | None = None) -> Transcript:
+        """The first messages behind message `after`, oldest first: as many as make a page."""
+        self._session()
+        rows = self.storage.sql(
+            "SELECT id, role, content, tokens, data, created_at FROM message"
+            " WHERE id > ? AND id < ? AND replaced_by IS NULL ORDER BY id LIMIT ?",
+            after,
+            2**62 if before is None else before,
+            TRANSCRIPT_PAGE_MAX + 1,
+        )
+        messages: list[Message] = []
+        chars = 0
+        for row in rows[:TRANSCRIPT_PAGE_MAX]:
+            if chars > TRANSCRIPT_PAGE_CHARS:
+                break
+            messages.append(message_of(row))
+            chars += len(row[2]) + len(row[4] or "")
+        return {"messages": messages, "has_more": len(messages) < len(rows)}
+
     @idempotent
     def clear(self) -> SessionMetadata:
         """Removes all messages and keeps the session. Turns that wait or run end, and leave none."""
@@ -270,6 +307,48 @@ class ChatSession(DurableObject):
             raise ObjectOverloaded(str(self.id), "the tokens that it used can't be counted now", 1.0)
         self._remove()
         return bool(rows)
+
+    # -- copies
+
+    @read
+    def origin(self, before: int | None = None) -> Origin:
+        """What a copy of the session up to message `before` begins with; of all of it that there is now, if None.
+
+        Raises:
+            InvalidArgument: a tool's call would be in the copy without what came of it.
+        """
+        user_id, title, metadata, _, _, ttl_s, messages_max, _ = self._session()
+        if before is not None and self.storage.sql("SELECT 1 FROM message WHERE id = ? AND role = 'tool'", before):
+            raise InvalidArgument("before", before, "must not be the result of a tool, which belongs to its call")
+        ((newest,),) = self.storage.sql("SELECT ifnull(max(id), 0) FROM message")
+        return {
+            "session_id": self.id.name,
+            "before": newest + 1 if before is None else min(before, newest + 1),
+            "user_id": user_id,
+            "title": title,
+            "metadata": json.loads(metadata),
+            "ttl_s": ttl_s,
+            "messages_max": messages_max,
+        }
+
+    @idempotent
+    def begin_copy(self, origin: Origin) -> CopyProgress | None:
+        """Begins to be a copy, or says how far it is. None: it is whole."""
+        progress = self._copy.begin(origin)
+        self._plan()
+        return progress
+
+    @idempotent
+    def add_copies(self, after: int, messages: Sequence[Message]) -> None:
+        """Takes the messages that follow message `after` of the original, numbered anew."""
+        self._copy.add(after, messages)
+
+    @idempotent
+    def end_copy(self) -> SessionMetadata:
+        """The copy is whole."""
+        self._copy.end()
+        self._plan()
+        return self.metadata()
 
     # -- turns
 
@@ -356,6 +435,12 @@ class ChatSession(DurableObject):
         return self._turns.info(turn_id)
 
     @read
+    def asked_as(self, key: str) -> int | None:
+        """The newest message of the user that was asked with a key that is `key`, or begins with it and a `-`."""
+        self._session()
+        return self._turns.asked_as(key)
+
+    @read
     def turns(self, limit: int = 20, before: str | None = None) -> TurnPage:
         """The newest turns older than turn `before`."""
         self._session()
@@ -425,6 +510,9 @@ class ChatSession(DurableObject):
             await directory.remove(self.id.name)
             self._remove()
             return
+        if self._copy.is_under_way():
+            self._plan()
+            return
         before = self.metadata()
         for _ in range(LOOKED_AFTER_MAX):
             # Asked again each time: while this waits for others, a runner may have claimed a turn, or renewed.
@@ -477,7 +565,7 @@ class ChatSession(DurableObject):
     def _session(self) -> tuple[Any, ...]:
         rows = self.storage.sql(
             "SELECT user_id, title, metadata, created_at, last_active_at, ttl_s, messages_max, message_count"
-            " FROM session"
+            " FROM session WHERE copying IS NULL"
         )
         if not rows or self._is_over(rows[0][4], rows[0][5]):
             raise ObjectNotFound(str(self.id))

@@ -7,6 +7,7 @@ session is right where they differ.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,12 @@ from actors.runtime import AlarmInfo, DurableObject, idempotent, read
 #: Of a tenant's directory, among its objects of the class.
 DIRECTORY_NAME = "sessions"
 PAGE_MAX = 100
+#: Entries that one call looks at, so that others need not wait long for a search.
+SEARCHED_AT_ONCE_MAX = 20_000
 #: A session removes its own entry when it expires. One that is left so long after that has no session, by a crash.
 ENTRIES_KEPT_EXPIRED_S = 3_600.0
+
+_COLUMNS = "id, user_id, title, metadata, created_at, last_active_at, expires_at, message_count"
 
 migrations = Migrations("directory")
 
@@ -34,6 +39,20 @@ def create_tables(database: Database) -> None:
     )
     database.execute("CREATE INDEX session_user_id ON session (user_id, id)")
     database.execute("CREATE INDEX session_expires_at ON session (expires_at) WHERE expires_at IS NOT NULL")
+
+
+@migrations()
+def add_folded_titles(database: Database) -> None:
+    database.execute("ALTER TABLE session ADD COLUMN folded_title TEXT")
+    titles = database.execute("SELECT id, title FROM session WHERE title IS NOT NULL").fetchall()
+    for session_id, title in titles:
+        database.execute("UPDATE session SET folded_title = ? WHERE id = ?", [folded(title), session_id])
+
+
+def folded(text: str) -> str:
+    """Equal for texts that differ only in case, or in how their characters are composed."""
+    # Folded twice: some characters decompose into others that have a case.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).casefold()
 
 
 class SessionMetadata(TypedDict):
@@ -66,6 +85,12 @@ class SessionPage(TypedDict):
     has_more: bool
 
 
+class SearchPage(SessionPage):
+    """`searched_to`: the search is to go on behind that session. None: it has come to its end, or the page is full."""
+
+    searched_to: str | None
+
+
 class Directory(DurableObject):
     migrations = migrations
 
@@ -73,7 +98,7 @@ class Directory(DurableObject):
     def put(self, session: SessionMetadata) -> None:
         """Enters a session, or replaces its entry."""
         self.storage.sql(
-            "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             session["id"],
             session["user_id"],
             session["title"],
@@ -82,6 +107,7 @@ class Directory(DurableObject):
             session["last_active_at"],
             session["expires_at"],
             session["message_count"],
+            None if session["title"] is None else folded(session["title"]),
         )
         self._look_for_expired()
 
@@ -123,7 +149,7 @@ class Directory(DurableObject):
         """
         limit = max(1, min(limit, PAGE_MAX))
         rows = self.storage.sql(
-            "SELECT * FROM session WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR user_id = ?2)"
+            f"SELECT {_COLUMNS} FROM session WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR user_id = ?2)"  # noqa: S608
             " AND (expires_at IS NULL OR expires_at > ?3) ORDER BY id DESC LIMIT ?4",
             after,
             user_id,
@@ -131,6 +157,37 @@ class Directory(DurableObject):
             limit + 1,
         )
         return {"sessions": [self._entry(row) for row in rows[:limit]], "has_more": len(rows) > limit}
+
+    @read
+    def search(self, text: str, *, limit: int = 20, after: str | None = None, user_id: str | None = None) -> SearchPage:
+        """As `page`, of those whose title holds `text` in any case. May stop before the page is full."""
+        limit = max(1, min(limit, PAGE_MAX))
+        there = "(?1 IS NULL OR id < ?1) AND (?2 IS NULL OR user_id = ?2)"
+        last = self.storage.sql(
+            f"SELECT id FROM session WHERE {there} ORDER BY id DESC LIMIT 1 OFFSET ?3",  # noqa: S608  a constant
+            after,
+            user_id,
+            SEARCHED_AT_ONCE_MAX - 1,
+        )
+        searched_to: str | None = last[0][0] if last else None
+        # Not LIKE: what is looked for is text, whatever is in it.
+        rows = self.storage.sql(
+            f"SELECT {_COLUMNS} FROM session WHERE {there}"  # noqa: S608  constants
+            " AND (?3 IS NULL OR id >= ?3) AND (expires_at IS NULL OR expires_at > ?4) AND instr(folded_title, ?5) > 0"
+            " ORDER BY id DESC LIMIT ?6",
+            after,
+            user_id,
+            searched_to,
+            self.clock.now(),
+            folded(text),
+            limit + 1,
+        )
+        has_more = len(rows) > limit
+        return {
+            "sessions": [self._entry(row) for row in rows[:limit]],
+            "has_more": has_more,
+            "searched_to": None if has_more else searched_to,
+        }
 
     def _entry(self, row: tuple[Any, ...]) -> SessionMetadata:
         session_id, user_id, title, metadata, created_at, last_active_at, expires_at, message_count = row

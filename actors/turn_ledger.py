@@ -533,6 +533,17 @@ class TurnLedger:
         """
         return _info(self._row(turn_id, _COLUMNS))
 
+    def asked_as(self, key: str) -> int | None:
+        """The newest message of the user that was asked with a key that is `key`, or begins with it and a `-`."""
+        rows = self._sql(
+            "SELECT message.id FROM turn JOIN message ON message.id = turn.message_id"
+            # `.` is what comes next after `-`.
+            " WHERE (key = ?1 OR key > ?1 || '-' AND key < ?1 || '.') AND replaced_by IS NULL"
+            " ORDER BY number DESC LIMIT 1",
+            key,
+        )
+        return int(rows[0][0]) if rows else None
+
     def page(self, limit: int, before: str | None) -> tuple[list[TurnInfo], bool]:
         """Turns, newest first, and whether there are older ones."""
         limit = max(1, min(limit, TURN_PAGE_MAX))

@@ -124,7 +124,8 @@ class SessionsConfig(Config):
 class TurnsConfig(Config):
     """How the answers to a session's messages are made, one after another."""
 
-    on_conflict: OnConflict = "enqueue"
+    # As `actors.turn.OnConflict`, which is not imported: it brings Ray with it, before Ray's environment is set.
+    on_conflict: Literal["enqueue", "reject", "interrupt", "rollback"] = "enqueue"
     queue_max: int = Field(default=8, ge=0, le=1_000)
     attempts_max: int = Field(default=3, ge=1, le=10)
     events_kept_s: float = Field(default=600.0, ge=0, le=30 * 86_400)

@@ -1,4 +1,4 @@
-"""How are chat sessions created, listed, read, changed and deleted?
+"""How are chat sessions created, copied, listed, read, changed and deleted?
 
 A session is a `ChatSession` object, and an entry in its tenant's `Directory`. The entry is made before the session and
 removed after it, so that a crash between the two leaves an entry that can be deleted, and never data that no one sees.
@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from actors import ChatSession, Directory, ObjectNotFound, Objects
-from actors.chat_session import Appended, History
-from actors.directory import DIRECTORY_NAME, SessionMetadata, SessionPage
+from actors.chat_session import Appended, History, SessionUsage, Transcript
+from actors.directory import DIRECTORY_NAME, SearchPage, SessionMetadata, SessionPage
+from actors.message import Message
 from actors.runtime.namespace import Stub
+from actors.session_copy import FINISHED_WITHIN_S, CopyProgress, Origin
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 
 #: Milliseconds since 1970, so that ids sort by age, then 80 bits that nobody can guess.
 _SESSION_ID = re.compile(r"s[0-9a-f]{32}")
+
+
+def is_session_id(text: str) -> bool:
+    """Whether a session could have this id."""
+    return _SESSION_ID.fullmatch(text) is not None
 
 
 class Sessions:
@@ -80,11 +87,85 @@ class Sessions:
         await self._directory(tenant).put(created)
         return created
 
-    async def page(self, tenant: str, *, limit: int, after: str | None, user_id: str | None) -> SessionPage:
-        """Sessions that have not expired, newest first."""
+    async def fork(
+        self, tenant: str, session_id: str, *, before: int | None, new_session_id: str | None = None
+    ) -> SessionMetadata:
+        """Makes a session that begins as another did: with its messages whose ids are below `before`, or with all.
+
+        Where `new_session_id` exists already, an earlier attempt has begun it, and this one finishes it. Turns are not
+        copied: they are of the session in which they ran.
+
+        Raises:
+            ObjectNotFound: there is no such session.
+            InvalidArgument: the copy would end between a tool's call and its result.
+        """
+        source = self.get(tenant, session_id)
+        fork = self.get(tenant, new_session_id or self.new_id())
+        origin: Origin = await source.origin(before)
+        progress: CopyProgress | None = await fork.begin_copy(origin)
+        if progress is not None:
+            await self._copy(source, fork, progress)
+            now = self._now()
+            # Before it is whole: then there is an entry, and what has none goes by itself.
+            await self._directory(tenant).put(
+                {
+                    "id": fork.id.name,
+                    "tenant": tenant,
+                    "user_id": origin["user_id"],
+                    "title": origin["title"],
+                    "metadata": origin["metadata"],
+                    "created_at": now,
+                    "last_active_at": now,
+                    "expires_at": now + FINISHED_WITHIN_S,
+                    "message_count": 0,
+                }
+            )
+        made: SessionMetadata = await fork.end_copy()
+        await self._directory(tenant).put(made)
+        return made
+
+    async def _copy(self, source: Stub[ChatSession], fork: Stub[ChatSession], progress: CopyProgress) -> None:
+        after, has_more = progress["copied_to"], True
+        while has_more:
+            page: Transcript = await source.transcript(after, progress["before"])
+            await fork.add_copies(after, page["messages"])
+            has_more = page["has_more"]
+            after = page["messages"][-1]["id"] if page["messages"] else after
+
+    async def transcript(self, tenant: str, session_id: str) -> AsyncIterator[list[Message]]:
+        """All messages, oldest first, in pages. Those that come meanwhile are among them.
+
+        Raises:
+            ObjectNotFound: there is no such session, or it was deleted meanwhile.
+        """
+        session = self.get(tenant, session_id)
+        after, has_more = 0, True
+        while has_more:
+            page: Transcript = await session.transcript(after)
+            if page["messages"]:
+                yield page["messages"]
+                after = page["messages"][-1]["id"]
+            has_more = page["has_more"]
+
+    async def page(
+        self, tenant: str, *, limit: int, after: str | None, user_id: str | None, text: str | None = None
+    ) -> SessionPage:
+        """Sessions that have not expired, newest first; those alone whose title holds `text`, if it is given."""
         await self._activity.tell(tenant)
-        page: SessionPage = await self._directory(tenant).page(limit=limit, after=after, user_id=user_id)
-        return page
+        directory = self._directory(tenant)
+        if text is None:
+            page: SessionPage = await directory.page(limit=limit, after=after, user_id=user_id)
+            return page
+        found: list[SessionMetadata] = []
+        # One more than is asked for, which says whether there are more.
+        while len(found) <= limit:
+            # A call looks at a part of the entries only, and so lets others in between.
+            part: SearchPage = await directory.search(text, limit=limit + 1 - len(found), after=after, user_id=user_id)
+            found += part["sessions"]
+            after = found[-1]["id"] if part["has_more"] else part["searched_to"]
+            if after is None:
+                break
+        return {"sessions": found[:limit], "has_more": len(found) > limit}
 
     async def metadata(self, tenant: str, session_id: str) -> SessionMetadata:
         metadata: SessionMetadata = await self.get(tenant, session_id).metadata()
@@ -121,12 +202,17 @@ class Sessions:
         history: History = await self.get(tenant, session_id).history(limit=limit, before=before)
         return history
 
+    async def usage(self, tenant: str, session_id: str) -> SessionUsage:
+        """The tokens of all its turns."""
+        usage: SessionUsage = await self.get(tenant, session_id).usage()
+        return usage
+
     def get(self, tenant: str, session_id: str) -> Stub[ChatSession]:
         """
         Raises:
             ObjectNotFound: no session can have this id; nothing was asked.
         """
-        if not _SESSION_ID.fullmatch(session_id):
+        if not is_session_id(session_id):
             raise ObjectNotFound(f"ChatSession/{tenant}:?")
         return self._sessions.get(tenant, session_id)
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from deployments.ingress import admin, chat, documents, health, key_value, problem, ratelimit, sessions, turns
+from deployments.ingress import (
+    admin,
+    chat,
+    documents,
+    health,
+    key_value,
+    problem,
+    ratelimit,
+    sessions,
+    turns,
+    ui_chat,
+    usage,
+)
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
@@ -25,7 +37,9 @@ _PROBLEMS = problems(
 _ROUTERS = (
     sessions.router,
     chat.router,
+    ui_chat.router,
     turns.router,
+    usage.router,
     documents.router,
     documents.searching,
     key_value.router,

@@ -7,22 +7,25 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any
 
+import fastapi
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from actors import InvalidArgument
 from actors.runtime import RequestReused
-from actors.turn import OnConflict
 from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyReused
 from deployments.idempotency import Outcome, key_id
-from deployments.ingress import replies
+from deployments.ingress import replies, ui_chat
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.events import SCHEMA, gathered, streamed
-from deployments.ingress.fields import Body, Text, TopK, UserId
+from deployments.ingress.fields import AnswerOptions, Text
 from deployments.ingress.idempotency import KEY_CHARS_MAX, KEYED, REPLAYED_HEADER, IdempotencyKey, outcome_once
 from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import Services, services_of
 from deployments.ingress.turns import events_path
+from deployments.ingress.ui_chat import AnswerFormat, wants_ui_messages
+from deployments.ingress.ui_messages import UIChat
+from deployments.ingress.ui_stream import ui_streamed
 from deployments.question import Asked, Question, new_turn_id
 
 router = APIRouter(route_class=guarded_by("chat"), tags=["chat"])
@@ -32,27 +35,33 @@ BUSY_FOR_MAX_S = 5.0
 BUSY_PAUSE_S = 0.1
 
 
-class NewQuestion(Body):
+class NewQuestion(AnswerOptions):
     message: Annotated[Text, Field(min_length=1)] | None = Field(
         default=None, description="required, but where a message is answered again"
     )
     session_id: Annotated[str, Field(max_length=64)] | None = None
-    user_id: UserId | None = Field(default=None, description="of the session that is made where none is named")
     stream: bool = True
     regenerate: bool = Field(default=False, description="answer the last message of the session again")
     replace: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
         default=None, description="a message of the user that gives way to this one, with all that follows it"
     )
-    on_conflict: OnConflict | None = Field(
-        default=None, description="what becomes of an answer that is under way; the tenant's setting if it is left out"
-    )
     request_id: Annotated[str, Field(min_length=1, max_length=KEY_CHARS_MAX, pattern=r"^[!-~]+$")] | None = Field(
         default=None, description="as the header Idempotency-Key, for those who can't send it"
     )
-    retrieve: bool = Field(default=True, description="look for passages in the tenant's documents first")
-    top_k: TopK | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=131_072)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+
+
+def _question_or_chat(body: Any) -> NewQuestion | UIChat:
+    """Not a union of types, which would put its members' names into the name of the field that is at fault."""
+    is_chat = isinstance(body, dict) and "messages" in body
+    return UIChat.model_validate(body) if is_chat else NewQuestion.model_validate(body)
+
+
+#: `useChat` has a body of its own.
+QuestionOrChat = Annotated[
+    NewQuestion | UIChat,
+    PlainValidator(_question_or_chat, json_schema_input_type=NewQuestion | UIChat),
+    fastapi.Body(),
+]
 
 
 @router.post(
@@ -63,18 +72,29 @@ class NewQuestion(Body):
         **problems({409: "an answer is under way, and this message may not wait for it"}),
         200: {
             "description": "with `stream` events `turn.created`, `sources`, `text.delta`, then one that ends the turn,"
-            " each with an id; without it one JSON",
+            " each with an id; without it one JSON. As a UI message stream, what the AI SDK reads",
             "content": {"text/event-stream": {"schema": SCHEMA}},
         },
     },
 )
-async def answer(request: Request, caller: Caller, body: NewQuestion, key: IdempotencyKey) -> Response:
+async def answer(
+    request: Request, caller: Caller, body: QuestionOrChat, key: IdempotencyKey, form: AnswerFormat = None
+) -> Response:
     services = services_of(request)
-    question = _question(services, caller.tenant, body)
-    asked = await ask(request, question, key or body.request_id)
+    as_ui_messages = wants_ui_messages(request, form)
+    if isinstance(body, UIChat):
+        as_ui_messages |= form is None
+        asked = await ui_chat.ask(request, caller.tenant, body, key)
+    elif as_ui_messages and not body.stream:
+        raise InvalidArgument("stream", False, "must be true where the answer is to be a UI message stream")
+    else:
+        asked = await ask(request, _question(services, caller.tenant, body), key or body.request_id)
     events = await services.turns.follow(caller.tenant, asked.session_id, asked.turn_id)
-    if body.stream:
-        response: Response = streamed(events, location=events_path(asked.session_id, asked.turn_id))
+    location = events_path(asked.session_id, asked.turn_id)
+    if as_ui_messages:
+        response = ui_streamed(events, asked.session_id, asked.turn_id, location=location)
+    elif isinstance(body, UIChat) or body.stream:
+        response = streamed(events, location=location)
     else:
         names = {"turn_id": asked.turn_id, "session_id": asked.session_id}
         response = reply({**names, **await gathered(events)})

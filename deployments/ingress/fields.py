@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from actors.turn import OnConflict
+
 #: As in OpenAI's conversations: 16 pairs, keys of 64 and values of 512 characters.
 METADATA_PAIRS_MAX = 16
 METADATA_KEY_CHARS_MAX = 64
@@ -97,6 +99,20 @@ Scalar = Annotated[str | bool | int | float, PlainValidator(_is_scalar, json_sch
 DocumentMetadata = Annotated[dict[MetadataKey, Scalar], Field(max_length=METADATA_PAIRS_MAX)]
 DocumentId = Annotated[Text, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 TopK = Annotated[int, Field(ge=1, le=50)]
+
+
+class AnswerOptions(Body):
+    """How a question is to be answered, however it is put."""
+
+    user_id: UserId | None = Field(default=None, description="of the session that is made where none is named")
+    on_conflict: OnConflict | None = Field(
+        default=None, description="what becomes of an answer that is under way; the tenant's setting if it is left out"
+    )
+    retrieve: bool = Field(default=True, description="look for passages in the tenant's documents first")
+    top_k: TopK | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=131_072)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+
 
 Limit = Annotated[int, Query(ge=1, le=100, description="items in the page")]
 HistoryLimit = Annotated[int, Query(ge=1, le=1000, description="messages in the page")]

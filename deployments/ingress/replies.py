@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,6 +57,23 @@ class MessageList(BaseModel):
     has_more: bool
 
 
+class UIMessage(BaseModel):
+    """As the AI SDK has it."""
+
+    id: str
+    role: Literal["system", "user", "assistant"]
+    metadata: dict[str, Any]
+    parts: list[dict[str, Any]]
+
+
+class UIMessageList(BaseModel):
+    """Oldest first. Where there are older ones, ask again with `before`, as it is given."""
+
+    session_id: str
+    messages: list[UIMessage]
+    before: int | None
+
+
 class AppendedMessage(BaseModel):
     id: int
     created_at: float
@@ -79,6 +97,34 @@ class Usage(BaseModel):
     output_tokens: int
     total_tokens: int
     estimated: bool
+
+
+class TokenCounts(BaseModel):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class UsageTotals(TokenCounts):
+    turns: int
+
+
+class UsageOfDay(UsageTotals):
+    """Of one day (UTC) and one model."""
+
+    day: datetime.date
+    model: str
+
+
+class UsageReport(BaseModel):
+    """Oldest day first; days and models without usage are left out."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    first: datetime.date = Field(alias="from")
+    last: datetime.date = Field(alias="to")
+    days: list[UsageOfDay]
+    totals: UsageTotals
 
 
 class Answer(BaseModel):

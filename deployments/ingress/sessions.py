@@ -5,15 +5,27 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from actors import InvalidArgument
 from actors.runtime import RequestReused
+from deployments import transcript_file
 from deployments.errors import IdempotencyKeyReused
 from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, guarded_by
-from deployments.ingress.fields import Body, HistoryLimit, Limit, SessionMetadataField, Text, Title, TtlSeconds, UserId
+from deployments.ingress.fields import (
+    TITLE_CHARS_MAX,
+    Body,
+    HistoryLimit,
+    Limit,
+    SessionMetadataField,
+    Text,
+    Title,
+    TtlSeconds,
+    UserId,
+)
 from deployments.ingress.idempotency import KEYED, IdempotencyKey, answer_once, described
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
@@ -31,6 +43,12 @@ class NewSession(Body):
 class SessionChanges(Body):
     title: Title | None = None
     metadata: SessionMetadataField | None = None
+
+
+class Fork(Body):
+    before: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
+        default=None, description="the id of the first message that is not copied; all are if it is left out"
+    )
 
 
 class NewMessage(Body):
@@ -56,8 +74,12 @@ async def page(
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=64)] = None,
     user_id: Annotated[str | None, Query(max_length=256)] = None,
+    q: Annotated[
+        str | None, Query(min_length=1, max_length=TITLE_CHARS_MAX, description="text in the title, in any case")
+    ] = None,
 ) -> Response:
-    return reply(await services_of(request).sessions.page(caller.tenant, limit=limit, after=after, user_id=user_id))
+    sessions = services_of(request).sessions
+    return reply(await sessions.page(caller.tenant, limit=limit, after=after, user_id=user_id, text=q))
 
 
 @router.get("/{session_id}", response_model=replies.Session)
@@ -77,6 +99,54 @@ async def delete(request: Request, caller: Caller, session_id: str) -> Response:
     """Its data is gone from disk when this is answered."""
     await services_of(request).sessions.delete(caller.tenant, session_id)
     return Response(status_code=204)
+
+
+@router.post("/{session_id}/fork", status_code=201, response_model=replies.Session, responses=described(201))
+async def fork(
+    request: Request, caller: Caller, session_id: str, key: IdempotencyKey, body: Fork | None = None
+) -> Response:
+    """Makes a session that begins as this one did, with its title, user, metadata and time to live."""
+    before = None if body is None else body.before
+    sessions = services_of(request).sessions
+
+    async def work(new_session_id: str) -> Outcome:
+        forked = await sessions.fork(caller.tenant, session_id, before=before, new_session_id=new_session_id)
+        return Outcome(content={**forked})
+
+    return await answer_once(request, caller, key, {"before": before}, status=201, plan=sessions.new_id(), work=work)
+
+
+@router.get("/{session_id}/usage", response_model=replies.TokenCounts)
+async def usage(request: Request, caller: Caller, session_id: str) -> Response:
+    """The tokens of all its turns, those included whose messages are gone."""
+    return reply(await services_of(request).sessions.usage(caller.tenant, session_id))
+
+
+@router.get(
+    "/{session_id}/export",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "a file: a line of JSON for the session and one for each message, oldest first; or Markdown",
+            "headers": {"Content-Disposition": {"schema": {"type": "string"}}},
+            "content": {kind.media_type: {"schema": {"type": "string"}} for kind in transcript_file.KINDS.values()},
+        }
+    },
+)
+async def export(
+    request: Request,
+    caller: Caller,
+    session_id: str,
+    form: Annotated[transcript_file.Format, Query(alias="format")] = "jsonl",
+) -> Response:
+    """The whole session as a file, of any length."""
+    sessions = services_of(request).sessions
+    kind = transcript_file.KINDS[form]
+    session = await sessions.metadata(caller.tenant, session_id)
+    pages = sessions.transcript(caller.tenant, session_id)
+    # The id is the service's own: letters and digits.
+    headers = {"Content-Disposition": f'attachment; filename="{session["id"]}.{form}"'}
+    return StreamingResponse(kind.write(session, pages), media_type=kind.media_type, headers=headers)
 
 
 @router.get("/{session_id}/messages", response_model=replies.MessageList)

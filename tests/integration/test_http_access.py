@@ -19,7 +19,17 @@ ROUTES = [
     ("DELETE", "/chat/sessions/{session_id}", "chat"),
     ("GET", "/chat/sessions/{session_id}/messages", "chat"),
     ("POST", "/chat/sessions/{session_id}/messages", "chat"),
+    ("POST", "/chat/sessions/{session_id}/fork", "chat"),
+    ("GET", "/chat/sessions/{session_id}/usage", "chat"),
+    ("GET", "/chat/sessions/{session_id}/export", "chat"),
+    ("GET", "/chat/sessions/{session_id}/turns", "chat"),
+    ("GET", "/chat/sessions/{session_id}/turns/{turn_id}", "chat"),
+    ("POST", "/chat/sessions/{session_id}/turns/{turn_id}/cancel", "chat"),
+    ("GET", "/chat/sessions/{session_id}/turns/{turn_id}/events", "chat"),
     ("POST", "/chat", "chat"),
+    ("GET", "/chat/{chat_id}/stream", "chat"),
+    ("GET", "/chat/{chat_id}/messages", "chat"),
+    ("GET", "/usage", "chat"),
     ("POST", "/ingest", "ingest"),
     ("GET", "/documents", "ingest"),
     ("GET", "/documents/{document_id}", "ingest"),
@@ -57,8 +67,10 @@ MALFORMED_IDS = [
 ]
 
 
-def of_someone(path: str) -> str:
-    return path.format(session_id="s" + "0" * 32, document_id="d", key="k", class_name="KeyValue")
+def of_someone(path: str, session_id: str = "s" + "0" * 32) -> str:
+    return path.format(
+        session_id=session_id, turn_id="t" + "0" * 24, chat_id="c", document_id="d", key="k", class_name="KeyValue"
+    )
 
 
 def body_of(method: str, path: str) -> dict[str, Any] | None:
@@ -136,7 +148,7 @@ def test_a_session_of_another_tenant_does_not_exist(service: Service, key: str, 
         session_id = session.rpartition("/")[2]
         unknown = problem(stranger.get(of_someone("/chat/sessions/{session_id}")), 404)
         for method, path in SESSION_ROUTES:
-            url = path.format(session_id=session_id)
+            url = of_someone(path, session_id)
             # Nothing tells a session of another's from one that never was.
             assert problem(stranger.request(method, url, json=body_of(method, path)), 404) == unknown
         for stream in (True, False):
@@ -152,7 +164,7 @@ def test_a_session_of_another_tenant_does_not_exist(service: Service, key: str, 
 def test_what_is_no_session_id_is_not_found(service: Service, key: str, method: str, path: str) -> None:
     with service.client(key) as client:
         for session_id in MALFORMED_IDS:
-            problem(client.request(method, path.format(session_id=session_id), json=body_of(method, path)), 404)
+            problem(client.request(method, of_someone(path, session_id), json=body_of(method, path)), 404)
 
 
 @pytest.mark.parametrize("session_id", ["x", "", "s" + "0" * 32, "../acme:s1", "s1\x00"])

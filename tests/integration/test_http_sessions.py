@@ -80,6 +80,31 @@ def test_only_the_sessions_of_a_user_are_listed_when_asked_for(demo: httpx.Clien
     assert ids_of(demo, user_id=unique("nobody")) == []
 
 
+def test_sessions_are_found_by_a_part_of_their_title_in_any_case(demo: httpx.Client, acme: httpx.Client) -> None:
+    word = unique("Äpfel 100%_")
+    user = unique("searches")
+    mine = id_of(new_session(demo, title=f"Über {word} und Birnen", user_id=user))
+    other = id_of(new_session(demo, title=f"über {word.upper()}"))
+    new_session(demo, title=f"{word[:-1]}, nearly")
+    new_session(acme, title=word)
+    assert ids_of(demo, q=f"ÜBER {word.lower()}") == sorted([mine, other], reverse=True)
+    assert ids_of(demo, q=word, user_id=user) == [mine]
+    assert ids_of(demo, q=word, limit=1, after=max(mine, other)) == [min(mine, other)]
+    page = ok(demo.get("/chat/sessions", params={"q": word, "limit": 1}))
+    assert (len(page["sessions"]), page["has_more"]) == (1, True)
+    assert ids_of(demo, q=word.replace("_", "?")) == []
+    assert set(refused_fields(demo.get("/chat/sessions", params={"q": ""}))) == {"q"}
+    assert set(refused_fields(demo.get("/chat/sessions", params={"q": "x" * 301}))) == {"q"}
+
+
+def test_an_answer_puts_expiry_off(demo: httpx.Client) -> None:
+    session = new_session(demo, ttl_s=3600)
+    before = ok(demo.get(session))["expires_at"]
+    asked = {"message": "Say one.", "session_id": id_of(session), "stream": False, "max_tokens": 1, "retrieve": False}
+    ok(demo.post("/chat", json=asked))
+    assert ok(demo.get(session))["expires_at"] > before
+
+
 def test_the_listing_shows_what_was_said_a_moment_ago(demo: httpx.Client) -> None:
     user = unique("active")
     session = new_session(demo, user_id=user)
