@@ -10,6 +10,7 @@ import pytest
 
 import actors.chat_session
 from actors import ChatSession, Directory, InvalidArgument, ObjectNotFound, ObjectOverloaded
+from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
 from actors.session_copy import FINISHED_WITHIN_S
 from actors.turn import NewEvent, NewTurn
@@ -149,6 +150,19 @@ async def test_a_crash_leaves_nothing_that_looks_whole_and_the_next_attempt_fini
     assert set(await _listed(sessions)) == {original, new_id}
 
 
+async def test_a_page_that_two_attempts_bring_is_taken_once_and_none_is_left_out(sessions: Sessions) -> None:
+    original, new_id = await _said(sessions), sessions.new_id()
+    fork = sessions.get("acme", new_id)
+    await fork.begin_copy(await sessions.get("acme", original).origin())
+    messages = (await sessions.get("acme", original).transcript())["messages"]
+    for after, page in ((0, messages[:2]), (0, messages[:2]), (3, messages[3:]), (2, messages[2:]), (2, messages[2:])):
+        await fork.add_copies(after, page)
+    await fork.end_copy()
+    await fork.add_copies(5, messages)
+    assert await _messages(sessions, new_id) == await _messages(sessions, original)
+    assert (await fork.metadata())["message_count"] == 5
+
+
 async def test_a_fork_that_nobody_finishes_goes_with_its_entry(
     sessions: Sessions, objects: FailingObjects, clock: ManualClock, tmp_path: Path
 ) -> None:
@@ -172,7 +186,7 @@ async def test_an_alarm_that_comes_early_leaves_a_copy_under_way_alone(
     objects.failing["ChatSession", "add_copies"] = [CRASH]
     with pytest.raises(ObjectOverloaded):
         await sessions.fork("acme", original, before=None, new_session_id=new_id)
-    await objects.host.fire_alarm(sessions.get("acme", new_id).id).wait()
+    assert unpack(await objects.host.fire_alarm(sessions.get("acme", new_id).id, forced=True).wait()) == 1
     fork = await sessions.fork("acme", original, before=None, new_session_id=new_id)
     assert fork["message_count"] == 5
 
