@@ -79,7 +79,14 @@ def build(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tupl
     ingest = IngestDeployment.bind(connect=connect, limits=extraction, embedding=embedding, vectors=vectors)
     chat = ChatDeployment.bind(connect=connect, tenants=tenants, model=model, search=search)
     application: Application = IngressDeployment.options(num_replicas=config.http.replicas).bind(
-        config=config, tenants=tenants, connect=connect, chat=chat, ingest=ingest, search=search
+        config=config,
+        tenants=tenants,
+        connect=connect,
+        chat=chat,
+        model=model,
+        embedding=embedding,
+        ingest=ingest,
+        search=search,
     )
     return application
 

@@ -82,6 +82,11 @@ def create_copying(database: Database) -> None:
     session_copy.create_column(database)
 
 
+@migrations()
+def index_turns_of_messages(database: Database) -> None:
+    database.execute("CREATE INDEX message_turn ON message (turn) WHERE turn IS NOT NULL")
+
+
 class Shown(TypedDict):
     """What the session's listing shows now."""
 
@@ -111,6 +116,19 @@ class Transcript(TypedDict):
     has_more: bool
 
 
+class NewMessage(TypedDict):
+    """A message that has no number yet."""
+
+    role: str
+    content: str
+
+
+class Extended(Shown):
+    """The messages that were added."""
+
+    messages: list[Message]
+
+
 class TurnPage(TypedDict):
     """Turns, newest first. `has_more` says that there are older ones."""
 
@@ -124,6 +142,14 @@ class SessionUsage(TypedDict):
     input_tokens: int
     output_tokens: int
     total_tokens: int
+
+
+class AnsweredTurn(TypedDict):
+    """A turn with what was asked of whoever runs it, and its messages: what led to it, the question, the answer."""
+
+    turn: TurnInfo
+    request: dict[str, Any]
+    messages: list[Message]
 
 
 class Ended(Shown):
@@ -252,6 +278,63 @@ class ChatSession(DurableObject):
             "last_active_at": now,
             "expires_at": expires_at,
         }
+
+    @exactly_once
+    def extend(self, messages: Sequence[NewMessage], turn_id: str | None = None) -> Extended:
+        """Adds messages, all or none. They are a turn's where they lead to its question."""
+        self._session()
+        now = self.clock.now()
+        data = None if turn_id is None else json.dumps({"turn_id": turn_id})
+        added = [
+            message_of(
+                self.storage.sql(
+                    "INSERT INTO message (role, content, data, created_at, turn) VALUES (?, ?, ?, ?, ?)"
+                    " RETURNING id, role, content, tokens, data, created_at",
+                    message["role"],
+                    message["content"],
+                    data,
+                    now,
+                    turn_id,
+                )[0]
+            )
+            for message in messages
+        ]
+        self._turns.count_messages(now)
+        self._plan()
+        return {"messages": added, **self._shown()}
+
+    @idempotent
+    def remove(self, message_id: int) -> Shown:
+        """Removes one message, and with an answer that called tools their results. One that has gone stays away."""
+        self._session()
+        rows = self.storage.sql("SELECT data FROM message WHERE id = ?", message_id)
+        if rows:
+            data = json.loads(rows[0][0] or "{}")
+            self.storage.sql("DELETE FROM message WHERE id = ?", message_id)
+            for call in data.get("tool_calls", ()):
+                self.storage.sql(
+                    "DELETE FROM message WHERE id > ? AND turn = ? AND role = 'tool'"
+                    " AND json_extract(data, '$.tool_call_id') = ?",
+                    message_id,
+                    data["turn_id"],
+                    call["id"],
+                )
+            self._turns.count_messages(self.clock.now())
+        return self._shown()
+
+    @read
+    def listed(self, limit: int, after: int | None = None, *, newest_first: bool = False) -> History:
+        """Up to `limit` messages behind message `after`, in the order of their numbers or in the other one."""
+        self._session()
+        limit = max(1, min(limit, HISTORY_PAGE_MAX))
+        bound, order = ("<", "DESC") if newest_first else (">", "ASC")
+        rows = self.storage.sql(
+            "SELECT id, role, content, tokens, data, created_at FROM message"  # noqa: S608  two constants each
+            f" WHERE id {bound} ? AND replaced_by IS NULL ORDER BY id {order} LIMIT ?",
+            (2**62 if newest_first else 0) if after is None else after,
+            limit + 1,
+        )
+        return {"messages": [message_of(row) for row in rows[:limit]], "has_more": len(rows) > limit}
 
     @read
     def history(self, limit: int = 50, before: int | None = None) -> History:
@@ -447,6 +530,26 @@ class ChatSession(DurableObject):
         found, has_more = self._turns.page(limit, before)
         return {"turns": found, "has_more": has_more}
 
+    @read
+    def answered(self, turn_id: str) -> AnsweredTurn:
+        self._session()
+        rows = self.storage.sql(
+            "SELECT id, role, content, tokens, data, created_at FROM message WHERE turn = ? AND replaced_by IS NULL"
+            " ORDER BY id",
+            turn_id,
+        )
+        return {
+            "turn": self._turns.info(turn_id),
+            "request": self._turns.request(turn_id),
+            "messages": [message_of(row) for row in rows],
+        }
+
+    @idempotent
+    def disown(self, turn_id: str) -> int:
+        """Forgets the `client` part of a turn's request. Returns how many other turns have one."""
+        self._session()
+        return self._turns.disown(turn_id)
+
     @interleaved
     @read
     async def events(self, turn_id: str, after: int = 0, wait_s: float = 0.0) -> EventPage:
@@ -465,9 +568,11 @@ class ChatSession(DurableObject):
         return {"input_tokens": asked, "output_tokens": answered, "total_tokens": asked + answered}
 
     def _ended(self, turn: TurnInfo) -> Ended:
+        return {"turn": turn, **self._shown()}
+
+    def _shown(self) -> Shown:
         metadata = self.metadata()
         return {
-            "turn": turn,
             "message_count": metadata["message_count"],
             "last_active_at": metadata["last_active_at"],
             "expires_at": metadata["expires_at"],

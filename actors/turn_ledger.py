@@ -289,7 +289,7 @@ class TurnLedger:
             replaces,
             turn_id,
         )
-        self._count_messages(now)
+        self.count_messages(now)
         return True
 
     def _claim(self, turn_id: str) -> Claim:
@@ -440,14 +440,15 @@ class TurnLedger:
             )
             self._outbox.put(Used(turn_id, now, model, asked, answered))
         if message_id is not None:
-            self._count_messages(now)
+            self.count_messages(now)
         self._add(turn_id, FINAL_EVENT[status], self._ending(turn_id, status, answer_id, finish_reason, usage, error))
         kept: dict[str, float] = json.loads(limits)
         kept_s = kept["events_kept_s" if status in ("completed", "cancelled") else "broken_events_kept_s"]
-        # What was asked is in the history, or shall not be.
+        # What was asked is in the history, or shall not be; how it was is for whoever asks of the turn.
         self._sql(
             "UPDATE turn SET status = ?, ended_at = ?, runner = NULL, answer_id = ?, finish_reason = ?, usage = ?,"
-            " error = ?, due_at = ?, message = NULL, request = '{}' WHERE id = ?",
+            " error = ?, due_at = ?, message = NULL,"
+            " request = CASE WHEN rolled_back THEN '{}' ELSE request END WHERE id = ?",
             status,
             now,
             answer_id,
@@ -579,6 +580,18 @@ class TurnLedger:
         status, last_event = self._row(turn_id, "status, last_event")
         return status in FINAL or last_event > after
 
+    def request(self, turn_id: str) -> dict[str, Any]:
+        """What was asked of whoever runs the turn."""
+        (request,) = self._row(turn_id, "request")
+        return cast("dict[str, Any]", json.loads(request))
+
+    def disown(self, turn_id: str) -> int:
+        """Forgets the `client` part of a turn's request. Returns how many other turns have one."""
+        self._row(turn_id, "id")
+        self._sql("UPDATE turn SET request = json_remove(request, '$.client') WHERE id = ?", turn_id)
+        ((others,),) = self._sql("SELECT count(*) FROM turn WHERE json_extract(request, '$.client') IS NOT NULL")
+        return int(others)
+
     # -- what is due
 
     def next_due_at(self) -> float | None:
@@ -657,6 +670,7 @@ class TurnLedger:
         self._sql(
             "DELETE FROM turn_event WHERE turn IN (SELECT id FROM turn WHERE ended_at IS NOT NULL AND rolled_back = 0)"
         )
+        self._sql("UPDATE turn SET request = '{}' WHERE ended_at IS NOT NULL")
         self._sql("DELETE FROM message")
         self._sql("UPDATE session SET message_count = 0")
         for (turn_id,) in self._sql("SELECT id FROM turn WHERE ended_at IS NULL"):
@@ -709,7 +723,7 @@ class TurnLedger:
         )
         return int(message_id)
 
-    def _count_messages(self, now: float) -> None:
+    def count_messages(self, now: float) -> None:
         """Has the session's row agree with its messages, of which the oldest leave where there are too many."""
         # Both are counted without looking into messages, which may be long.
         ((count, messages_max),) = self._sql(

@@ -37,6 +37,10 @@ DEFAULT_SYSTEM_PROMPT = (
 )
 
 
+#: The name of the model that comes with the service.
+EMBEDDED_MODEL = "embedded"
+
+
 class KeyConfig(Config):
     """An API key, known by its SHA-256 alone, or in development by itself; exactly one of the two."""
 
@@ -145,6 +149,11 @@ class ModelConfig(Config):
     context_tokens: int = Field(default=4096, ge=2, le=10_000_000, validate_default=True)
     timeout_s: float = Field(default=120.0, gt=0, le=3_600)
     tokenizer: ConfigPath | None = Field(default=None, validate_default=True)
+
+    @property
+    def name(self) -> str:
+        """What clients call the model, and what its tokens count for."""
+        return self.model or EMBEDDED_MODEL
 
     @field_validator("base_url")
     @classmethod

@@ -117,7 +117,7 @@ class Chat:
             "turn_id": question.turn_id or new_turn_id(),
             "message": question.message,
             "replace": question.replace,
-            "model": tenant.model.model or "embedded",
+            "model": tenant.model.name,
             "request": question.request(),
             "key": question.key,
             "on_conflict": question.on_conflict or settings.on_conflict,

@@ -58,6 +58,10 @@ class Embedding:
         ordered[shortest_first] = np.concatenate(vectors)
         return ordered
 
+    async def tokens(self, texts: list[str]) -> int:
+        """How many tokens the model reads of the texts, together."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.tokens, texts)
+
     def model_id(self) -> str:
         """The model's name and the hash of its files; part of what makes a stored vector valid."""
         return self._encoder.model_id

@@ -72,16 +72,23 @@ class Encoder:
 
     def encode(self, texts: list[str]) -> Vectors32:
         """One forward pass over all texts: a row of unit length for each, in their order."""
-        # Lone surrogates are legal in a str and in JSON, but the tokenizer refuses the whole call for one of them.
-        clean = [text[: self._chars_max].encode("utf-8", "replace").decode("utf-8") for text in texts]
         vectors = self._model.encode(
-            clean,
-            batch_size=max(1, len(clean)),
+            self._clean(texts),
+            batch_size=max(1, len(texts)),
             normalize_embeddings=True,
             convert_to_numpy=True,
             show_progress_bar=False,
         )
         return np.asarray(vectors, dtype=np.float32)
+
+    def tokens(self, texts: list[str]) -> int:
+        """How many tokens the model reads of the texts, together."""
+        read = self._model.tokenizer(self._clean(texts), truncation=True, max_length=self._model.max_seq_length)
+        return sum(len(ids) for ids in read["input_ids"])
+
+    def _clean(self, texts: list[str]) -> list[str]:
+        # Lone surrogates are legal in a str and in JSON, but the tokenizer refuses the whole call for one of them.
+        return [text[: self._chars_max].encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def _content_hash(folder: Path) -> str:

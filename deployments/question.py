@@ -24,6 +24,8 @@ class Question:
         key: Names the request within its session: one that comes again joins the turn that the first has begun.
         turn_id: What the turn is to be called, where that must be the same if it is begun twice.
         on_conflict: What becomes of an answer that is under way; None leaves it to the tenant.
+        instructions: For the model, in place of the tenant's.
+        client: What whoever asked wants to find again with the turn; nothing to those who answer.
     """
 
     tenant: str
@@ -39,10 +41,14 @@ class Question:
     top_k: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    instructions: str | None = None
+    client: dict[str, Any] | None = None
 
     def request(self) -> dict[str, Any]:
         """How it is to be answered, as the session keeps it for whoever does it."""
+        optional = {"instructions": self.instructions, "client": self.client}
         return {
+            **{name: value for name, value in optional.items() if value is not None},
             "retrieve": self.retrieve,
             "top_k": self.top_k,
             "max_tokens": self.max_tokens,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from actors import ChatSession, Directory, ObjectNotFound, Objects
-from actors.chat_session import Appended, History, SessionUsage, Transcript
+from actors.chat_session import Appended, Extended, History, NewMessage, SessionUsage, Shown, Transcript
 from actors.directory import DIRECTORY_NAME, SearchPage, SessionMetadata, SessionPage
 from actors.message import Message
 from actors.runtime.namespace import Stub
@@ -197,6 +197,37 @@ class Sessions:
         appended: Appended = await (append if request_id is None else append.once(request_id))(role, content)
         self._activity.note(tenant, session_id, appended)
         return appended
+
+    async def extend(
+        self,
+        tenant: str,
+        session_id: str,
+        messages: Sequence[NewMessage],
+        *,
+        request_id: str | None = None,
+        turn_id: str | None = None,
+    ) -> list[Message]:
+        """Appends several messages, all or none.
+
+        Raises:
+            RequestReused: others were appended with this request id.
+        """
+        extend = self.get(tenant, session_id).extend
+        extended: Extended = await (extend if request_id is None else extend.once(request_id))(messages, turn_id)
+        self._activity.note(tenant, session_id, extended)
+        return extended["messages"]
+
+    async def remove(self, tenant: str, session_id: str, message_id: int) -> None:
+        """Removes a message, and with an answer the results of its tools."""
+        shown: Shown = await self.get(tenant, session_id).remove(message_id)
+        self._activity.note(tenant, session_id, shown)
+
+    async def listed(
+        self, tenant: str, session_id: str, *, limit: int, after: int | None, newest_first: bool
+    ) -> History:
+        """Messages behind one of them, in either order."""
+        listed: History = await self.get(tenant, session_id).listed(limit, after, newest_first=newest_first)
+        return listed
 
     async def history(self, tenant: str, session_id: str, *, limit: int, before: int | None) -> History:
         history: History = await self.get(tenant, session_id).history(limit=limit, before=before)

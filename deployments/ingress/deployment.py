@@ -33,11 +33,21 @@ class Ingress:
         tenants: Mapping[str, TenantConfig],
         connect: Callable[[], ManagedObjects],
         chat: DeploymentHandle,
+        model: DeploymentHandle,
+        embedding: DeploymentHandle,
         ingest: DeploymentHandle,
         search: DeploymentHandle,
     ) -> None:
         self._services = Services.over(
-            connect(), config=config, tenants=tenants, now=time.time, chat=chat, ingest=ingest, search=search
+            connect(),
+            config=config,
+            tenants=tenants,
+            now=time.time,
+            chat=chat,
+            model=model,
+            embedding=embedding,
+            ingest=ingest,
+            search=search,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

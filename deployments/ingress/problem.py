@@ -10,8 +10,8 @@ from __future__ import annotations
 import http
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -48,6 +48,18 @@ VALIDATION_ERRORS_MAX = 20
 RETRY_AFTER_DEFAULT_S = 1.0
 
 
+class ProblemResponse(Response):
+    """A problem, which may yet be told in another form."""
+
+    def __init__(self, problem: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        super().__init__(to_json(problem), problem["status"], headers=dict(headers), media_type=MEDIA_TYPE)
+        self.problem = problem
+
+
+#: How a problem is told to who asked for a path.
+Telling: TypeAlias = Callable[[str, ProblemResponse], Response]
+
+
 def problem(
     status: int,
     detail: str,
@@ -57,7 +69,7 @@ def problem(
     retry_after_s: float | None = None,
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
-) -> Response:
+) -> ProblemResponse:
     """A problem response. `more` are members of the body beside those of the RFC."""
     body = {
         "type": problem_type,
@@ -70,10 +82,10 @@ def problem(
     if retry_after_s is not None:
         # Whole seconds, up: sooner would be refused again.
         all_headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
-    return Response(to_json(body), status, headers=all_headers, media_type=MEDIA_TYPE)
+    return ProblemResponse(body, all_headers)
 
 
-def problem_of(error: Exception) -> Response:
+def problem_of(error: Exception) -> ProblemResponse:
     """The table."""
     if isinstance(error, RayTaskError):
         # What a deployment raised arrives as a mixture of Ray's class and its own.
@@ -139,7 +151,7 @@ def problem_of(error: Exception) -> Response:
     return problem(500, "an error of the service's own; it has been logged")
 
 
-def unavailable(retry_after_s: float | None) -> Response:
+def unavailable(retry_after_s: float | None) -> ProblemResponse:
     return problem(
         503,
         "a part of the service is busy or restarting; nothing is wrong with the request",
@@ -148,13 +160,13 @@ def unavailable(retry_after_s: float | None) -> Response:
     )
 
 
-def invalid(errors: Sequence[Mapping[str, Any]]) -> Response:
+def invalid(errors: Sequence[Mapping[str, Any]]) -> ProblemResponse:
     """422, naming each field with its value."""
     first = errors[0]
     return problem(422, f"{first['field']}: {first['problem']}", more={"errors": list(errors)})
 
 
-def _validation_problem(error: RequestValidationError) -> Response:
+def _validation_problem(error: RequestValidationError) -> ProblemResponse:
     errors = []
     for found in error.errors()[:VALIDATION_ERRORS_MAX]:
         # The first part says where the field is: body, query, path or header. What follows it where the body is no JSON
@@ -175,22 +187,28 @@ def _validation_problem(error: RequestValidationError) -> Response:
     return invalid(errors)
 
 
-def install(app: FastAPI) -> None:
+def as_it_is(_: str, told: ProblemResponse) -> Response:
+    return told
+
+
+def install(app: FastAPI, told: Telling = as_it_is) -> None:
     """Has every error of the app answered from here."""
 
-    async def on_validation(_: Request, error: Exception) -> Response:
+    async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _validation_problem(error)
+        return told(request.url.path, _validation_problem(error))
 
-    async def on_http(_: Request, error: Exception) -> Response:
+    async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 400:
             # What FastAPI and Starlette say of a body that they can't parse, and of nothing else.
-            return invalid([{"field": "body", "problem": str(error.detail), "value": ""}])
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+            found = invalid([{"field": "body", "problem": str(error.detail), "value": ""}])
+        else:
+            found = problem(error.status_code, str(error.detail), headers=error.headers)
+        return told(request.url.path, found)
 
-    async def on_any(_: Request, error: Exception) -> Response:
-        return problem_of(error)
+    async def on_any(request: Request, error: Exception) -> Response:
+        return told(request.url.path, problem_of(error))
 
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)

@@ -17,6 +17,7 @@ from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.sessions import Sessions
 from deployments.turns import Turns
+from deployments.usage_log import UsageLog
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,11 @@ class Services:
     sessions: Sessions
     turns: Turns
     idempotency: Idempotency
+    usage: UsageLog
     chat: DeploymentHandle
+    #: Its methods stream.
+    model: DeploymentHandle
+    embedding: DeploymentHandle
     ingest: DeploymentHandle
     search: DeploymentHandle
 
@@ -45,10 +50,12 @@ class Services:
         tenants: Mapping[str, TenantConfig],
         now: Callable[[], float],
         chat: DeploymentHandle,
+        model: DeploymentHandle,
+        embedding: DeploymentHandle,
         ingest: DeploymentHandle,
         search: DeploymentHandle,
     ) -> Services:
-        """Those that work on `objects`, in front of the three other deployments."""
+        """Those that work on `objects`, in front of the other deployments."""
         sessions = Sessions(objects, tenants, ActivityLog(objects), now)
         return cls(
             config=config,
@@ -60,7 +67,11 @@ class Services:
             sessions=sessions,
             turns=Turns(sessions),
             idempotency=Idempotency(objects, now),
+            usage=UsageLog(objects, now),
             chat=chat,
+            # Made once: a handle with other options has a router of its own.
+            model=model.options(stream=True),
+            embedding=embedding,
             ingest=ingest,
             search=search,
         )
