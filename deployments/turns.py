@@ -72,6 +72,17 @@ class Turns:
                 page = {"events": [], "is_over": False}
                 await asyncio.sleep(error.retry_after_s or LOST_PAUSE_S)
 
+    async def so_far(self, tenant: str, session_id: str, turn_id: str) -> list[TurnEvent]:
+        """The turn's events until now."""
+        session = self._sessions.get(tenant, session_id)
+        _require_turn_id(turn_id)
+        events: list[TurnEvent] = []
+        while True:
+            page: EventPage = await session.events(turn_id, events[-1]["number"] if events else 0)
+            events += page["events"]
+            if page["is_over"] or not page["events"]:
+                return events
+
     async def get(self, tenant: str, session_id: str, turn_id: str) -> TurnInfo:
         """
         Raises:

@@ -18,21 +18,23 @@ from deployments.ingress import (
     usage,
 )
 from deployments.ingress.body_limit import BodyLimit
+from deployments.ingress.openai import completions, conversations, embeddings, models, responses
+from deployments.ingress.openai import errors as openai_errors
 from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
 
 #: What any authenticated route may answer.
-_PROBLEMS = problems(
-    {
-        401: "no known API key",
-        403: "the key lacks the scope",
-        404: "no such thing, or not the tenant's",
-        413: "the body is too large",
-        422: "a field is not as it must be; the body names it",
-        429: "the client's rate limit is used up for now; Retry-After says how long",
-        503: "a part is busy or restarting; Retry-After says how long",
-    }
-)
+_REFUSALS = {
+    401: "no known API key",
+    403: "the key lacks the scope",
+    404: "no such thing, or not the tenant's",
+    413: "the body is too large",
+    429: "the client's rate limit is used up for now; Retry-After says how long",
+    503: "a part is busy or restarting; Retry-After says how long",
+}
+_MALFORMED = "a field is not as it must be; the body names it"
+_PROBLEMS = problems({**_REFUSALS, 422: _MALFORMED})
+_OPENAI_ERRORS = openai_errors.errors({**_REFUSALS, 400: _MALFORMED})
 
 _ROUTERS = (
     sessions.router,
@@ -48,6 +50,14 @@ _ROUTERS = (
     admin.router,
 )
 
+_OPENAI_ROUTERS = (
+    completions.router,
+    models.router,
+    embeddings.router,
+    conversations.router,
+    responses.router,
+)
+
 
 def build(services: Services) -> FastAPI:
     """The ASGI app of one ingress replica."""
@@ -58,20 +68,30 @@ def build(services: Services) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.services = services
-    problem.install(app)
-    app.add_middleware(BodyLimit, size_bytes_max=services.config.limits.body_bytes_max, of_path=admin.body_bytes_max)
+    problem.install(app, openai_errors.told)
+    openai_errors.install(app)
+    app.add_middleware(
+        BodyLimit,
+        size_bytes_max=services.config.limits.body_bytes_max,
+        of_path=admin.body_bytes_max,
+        told=openai_errors.told,
+    )
     app.include_router(health.router)
     for router in _ROUTERS:
         app.include_router(router, responses=_PROBLEMS)
-    _describe_keys(app)
+    for router in _OPENAI_ROUTERS:
+        app.include_router(router, responses=_OPENAI_ERRORS)
+    _describe(app)
     return app
 
 
-def _describe_keys(app: FastAPI) -> None:
-    """Has the documentation ask for a key; the routes check it themselves."""
+def _describe(app: FastAPI) -> None:
+    """Has the documentation ask for a key; the routes check it themselves. OpenAI's clients know no 422."""
     schema = app.openapi()
     schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in schema["paths"].items():
         if path not in ("/healthz", "/readyz"):
             for operation in operations.values():
                 operation["security"] = [{"key": []}]
+                if path.startswith(openai_errors.PREFIX):
+                    operation["responses"].pop("422", None)

@@ -1,0 +1,149 @@
+"""How is a model asked without a session?
+
+Nothing is kept of what is asked here but the tokens that it took. What comes back are events as those of a turn, with
+numbers of their own, so that one reader tells both alike. Whoever stops reading stops the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.document_index import Passage
+from actors.turn import EventType, TurnEvent, Usage
+from configs.tenant import TenantConfig
+from deployments import prompt
+from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
+from deployments.documents import Found, source_of
+from deployments.errors import ModelUnavailable, ServiceError
+from deployments.ingress.services import Services
+from deployments.turn_runner import as_error, known, max_tokens
+
+logger = logging.getLogger("mobula.ingress")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectQuestion:
+    """What is asked of the tenant's model. `messages` are all that it is told, but for what retrieval finds."""
+
+    tenant: str
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    retrieve: bool = False
+    top_k: int | None = None
+    names: Mapping[str, Any] = field(default_factory=dict)
+
+
+async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterator[TurnEvent]:
+    """The answer's events, from `turn.created` to the one that ends it.
+
+    Raises:
+        ModelError, InvalidArgument: at once, where nothing comes of it.
+    """
+    tenant = services.tenants[question.tenant]
+    messages, passages = await _with_passages(services, tenant, question)
+    asked = ChatRequest(
+        messages=messages,
+        max_tokens=max_tokens(tenant, question.max_tokens),
+        timeout_s=tenant.model.timeout_s,
+        temperature=tenant.model.temperature if question.temperature is None else question.temperature,
+        base_url=tenant.model.base_url,
+        model=tenant.model.model,
+        api_key_env=tenant.model.api_key_env,
+        tools=question.tools,
+        tool_choice=question.tool_choice,
+    )
+    pieces = _pieces(services, question.tenant, tenant.model.name, asked)
+    first = await anext(pieces)  # raises what keeps the model from answering at all
+    return _events(pieces, first, question, [source_of(passage) for passage in passages])
+
+
+async def _with_passages(
+    services: Services, tenant: TenantConfig, question: DirectQuestion
+) -> tuple[tuple[ChatMessage, ...], Sequence[Passage]]:
+    """The messages, the last question with what was found for it."""
+    place = next((n for n, one in reversed(list(enumerate(question.messages))) if one.role == "user"), None)
+    if not question.retrieve or place is None:
+        return question.messages, ()
+    asked, others = question.messages[place].content, question.messages[:place] + question.messages[place + 1 :]
+    found: Found = await services.search.find.remote(question.tenant, asked, top_k=question.top_k)
+    made = prompt.build(
+        system="",
+        history=(),
+        question=asked,
+        passages=found.passages,
+        fence=f"<<{secrets.token_hex(8)}>>",
+        passages_chars_max=tenant.retrieval.context_chars_max,
+        context_tokens=tenant.model.context_tokens - sum(prompt.tokens_of(one.content) for one in others),
+        max_tokens=max_tokens(tenant, question.max_tokens),
+    )
+    return (*others[:place], made.messages[-1], *others[place:]), made.passages
+
+
+async def _pieces(services: Services, tenant: str, model: str, asked: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
+    """What the model says. Its tokens count for the tenant, however it ends."""
+    said = 0
+    finished: Finished | None = None
+    answer = services.model.stream.remote(asked)
+    try:
+        async for event in answer:
+            said += 1
+            finished = event if isinstance(event, Finished) else None
+            yield event
+        if finished is None:
+            raise ModelUnavailable("the answer broke off", 1.0)
+    finally:
+        answer.cancel()  # nobody else tells the model's replica that its listener has gone
+        if finished is not None:
+            services.usage.note(tenant, model, input_tokens=finished.input_tokens, output_tokens=finished.output_tokens)
+        elif said:
+            chars = sum(len(message.content) for message in asked.messages)
+            services.usage.note(tenant, model, input_tokens=-(-chars // 4), output_tokens=said)
+
+
+async def _events(
+    pieces: AsyncGenerator[ModelEvent, None],
+    first: ModelEvent,
+    question: DirectQuestion,
+    sources: list[dict[str, Any]],
+) -> AsyncGenerator[TurnEvent, None]:
+    number = 0
+
+    def event(event_type: EventType, data: dict[str, Any]) -> TurnEvent:
+        nonlocal number
+        number += 1
+        return {"number": number, "type": event_type, "data": data}
+
+    yield event("turn.created", dict(question.names))
+    if question.retrieve:
+        yield event("sources", {"sources": sources})
+    try:
+        piece = first
+        while not isinstance(piece, Finished):
+            yield event(*_told(piece))
+            piece = await anext(pieces)
+        usage: Usage = {
+            "input_tokens": piece.input_tokens,
+            "output_tokens": piece.output_tokens,
+            "total_tokens": piece.input_tokens + piece.output_tokens,
+            "estimated": piece.estimated,
+        }
+        yield event("turn.completed", {"finish_reason": piece.finish_reason, "usage": usage})
+    except Exception as error:  # whatever it was, who listens has to be told
+        if not isinstance(known(error), ServiceError):
+            logger.error("tenant=%s answer failed", question.tenant, exc_info=error)
+        yield event("error", {**as_error(known(error)), "usage": None})
+    finally:
+        await pieces.aclose()
+
+
+def _told(piece: TextDelta | ToolCall) -> tuple[EventType, dict[str, Any]]:
+    if isinstance(piece, TextDelta):
+        return "text.delta", {"text": piece.text}
+    return "tool.call", {"id": piece.id, "name": piece.name, "arguments": piece.arguments}
