@@ -313,7 +313,7 @@ class ChatSession(DurableObject):
             self.storage.sql("DELETE FROM message WHERE id = ?", message_id)
             for call in data.get("tool_calls", ()):
                 self.storage.sql(
-                    "DELETE FROM message WHERE id > ? AND turn = ? AND role = 'tool'"
+                    "DELETE FROM message WHERE id > ? AND role = 'tool' AND json_extract(data, '$.turn_id') = ?"
                     " AND json_extract(data, '$.tool_call_id') = ?",
                     message_id,
                     data["turn_id"],
