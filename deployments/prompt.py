@@ -221,3 +221,11 @@ def _with_passages(question: str, passages: Sequence[Passage], fence: str) -> st
 def _shown(number: int, passage: Passage) -> str:
     title = " > ".join(filter(None, (passage["title"], passage["heading"])))
     return f"[{number}] {title}\n{passage['text']}"
+
+
+def with_passages(
+    question: str, passages: Sequence[Passage], fence: str, *, chars_max: int
+) -> tuple[str, tuple[Passage, ...]]:
+    """A question behind what was found for it, and how much of that is in it, where nobody counts tokens."""
+    given = _first_within(passages, chars_max)
+    return _with_passages(question, given, fence), given

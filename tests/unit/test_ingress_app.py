@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 import pytest
 from fastapi import FastAPI
 from ray.exceptions import RayActorError
@@ -17,6 +19,7 @@ from actors import ObjectReset
 from actors.runtime.clock import ManualClock
 from configs.service import HttpConfig, RequestLimits, ServiceConfig
 from configs.tenant import KeyConfig, TenantLimits
+from deployments.chat_request import ChatRequest, Finished, ModelEvent
 from deployments.documents import Found, Ingested, NewDocument
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
@@ -31,6 +34,9 @@ CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_m
 JSON = {"content-type": "application/json"}
 SESSION = "s" + "0" * 32
 TURN = "t" + "0" * 24
+CONVERSATION = "conv_" + "0" * 32
+RESPONSE = "resp_" + "0" * 56
+ITEM = f"msg_{'0' * 32}_1"
 
 
 def _keys(name: str) -> list[KeyConfig]:
@@ -70,6 +76,16 @@ class Parts:
         self.asked.append((tenant, query, top_k, where))
         return Found([], cached=True)
 
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
+        self.asked.append(request)
+        yield Finished(finish_reason="stop", input_tokens=1, output_tokens=0, estimated=False)
+
+    async def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        return np.ones((len(texts), 2), dtype=np.float32)
+
+    async def tokens(self, texts: list[str]) -> int:
+        return len(texts)
+
     async def ready(self) -> bool:
         return True
 
@@ -98,7 +114,7 @@ def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Ser
 
 def services_with(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Services:
     return Services.over(
-        objects, config=CONFIG, tenants=TENANTS, now=clock.now, chat=behind, ingest=behind, search=behind
+        objects, config=CONFIG, tenants=TENANTS, now=clock.now, chat=behind, model=behind, embedding=behind, ingest=behind, search=behind
     )
 
 
@@ -126,6 +142,10 @@ def _key(key: str) -> dict[str, str]:
 
 def _problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert response.status_code == status, response.text
+    if response.request.url.path.startswith("/v1/"):
+        error: dict[str, Any] = response.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        return error
     assert response.headers["content-type"] == MEDIA_TYPE
     body: dict[str, Any] = response.json()
     assert body["status"] == status
@@ -159,6 +179,23 @@ ROUTES: list[tuple[str, str, str | None, Any]] = [
     ("POST", "/ratelimit/check", None, {}),
     ("GET", "/ratelimit/usage", None, None),
     ("POST", "/ratelimit/reset", "admin", {}),
+    ("POST", "/v1/chat/completions", "chat", {"model": "default", "messages": [{"role": "user", "content": "Why?"}]}),
+    ("GET", "/v1/models", "chat", None),
+    ("GET", "/v1/models/default", "chat", None),
+    ("POST", "/v1/embeddings", "search", {"model": "default", "input": "fish"}),
+    ("POST", "/v1/conversations", "chat", {}),
+    ("GET", f"/v1/conversations/{CONVERSATION}", "chat", None),
+    ("POST", f"/v1/conversations/{CONVERSATION}", "chat", {"metadata": {}}),
+    ("DELETE", f"/v1/conversations/{CONVERSATION}", "chat", None),
+    ("POST", f"/v1/conversations/{CONVERSATION}/items", "chat", {"items": [{"role": "user", "content": "x"}]}),
+    ("GET", f"/v1/conversations/{CONVERSATION}/items", "chat", None),
+    ("GET", f"/v1/conversations/{CONVERSATION}/items/{ITEM}", "chat", None),
+    ("DELETE", f"/v1/conversations/{CONVERSATION}/items/{ITEM}", "chat", None),
+    ("POST", "/v1/responses", "chat", {"input": "Why?"}),
+    ("GET", f"/v1/responses/{RESPONSE}", "chat", None),
+    ("DELETE", f"/v1/responses/{RESPONSE}", "chat", None),
+    ("POST", f"/v1/responses/{RESPONSE}/cancel", "chat", None),
+    ("GET", f"/v1/responses/{RESPONSE}/input_items", "chat", None),
     ("GET", "/admin/objects", "admin", None),
     ("GET", "/admin/objects/KeyValue?name=x", "admin", None),
     ("DELETE", "/admin/objects/KeyValue?name=x", "admin", None),
@@ -189,6 +226,10 @@ def test_the_routes_above_are_all_there_are(built: FastAPI) -> None:
         "/kv/a/b": "/kv/{key}",
         "a/b": "{document_id}",
         "KeyValue": "{class_name}",
+        CONVERSATION: "{conversation_id}",
+        RESPONSE: "{response_id}",
+        ITEM: "{item_id}",
+        "models/default": "models/{model}",
     }
     named = set()
     for method, path, _, _ in ROUTES:
@@ -211,6 +252,11 @@ def test_every_authenticated_route_is_described_as_such_with_what_it_may_refuse(
                 assert "security" not in operation
                 continue
             assert operation["security"] == [{"key": []}]
+            if path.startswith("/v1/"):
+                for status in ("400", "401", "403", "404", "413", "429", "503"):
+                    assert "application/json" in operation["responses"][status]["content"]
+                assert "422" not in operation["responses"]
+                continue
             for status in ("401", "403", "404", "413", "422", "429", "503"):
                 content = operation["responses"][status]["content"]
                 assert MEDIA_TYPE in content or (status == "429" and path == "/ratelimit/check")
@@ -238,7 +284,9 @@ async def test_a_route_is_open_to_its_scope_alone_and_costs_one_token_or_is_free
 ) -> None:
     for other in sorted(SCOPES - {scope}) if scope else []:
         refused = await client.request(method, path, json=body, headers=_key(f"sk-acme-{other}"))
-        assert _problem(refused, 403)["scope"] == scope
+        problem = _problem(refused, 403)
+        assert problem.get("scope", scope) == scope
+        assert repr(scope) in problem.get("detail", problem.get("message", ""))
     assert objects.calls == []
 
     opened = await client.request(method, path, json=body, headers=_key(f"sk-acme-{scope or 'kv'}"))
@@ -265,7 +313,9 @@ async def test_readiness_names_the_parts_that_are_not_there(client: httpx.AsyncC
     }
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/chat/", "/chat/sessions/", "/kv/", "/documents/", "//", "/healthz/x"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/chat/", "/chat/sessions/", "/kv/", "/documents/", "//", "/healthz/x", "/v1/nowhere", "/v1/"]
+)
 async def test_an_unknown_route_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
     assert response.status_code in (307, 404, 405, 422), response.text

@@ -27,6 +27,7 @@ from deployments.ingress.services import Services
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.question import Asked, Question
+from deployments.usage_log import UsageLog
 from tests.unit.handles import EchoModel, Handle
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import TENANTS, WITHIN_S, Talk, talk_at
@@ -54,7 +55,10 @@ class Served:
             sessions=talk.sessions,
             turns=talk.turns,
             idempotency=Idempotency(talk.objects, talk.clock.now),
+            usage=UsageLog(talk.objects, talk.clock.now),
             chat=self.chat,
+            model=unused,
+            embedding=unused,
             ingest=unused,
             search=unused,
         )

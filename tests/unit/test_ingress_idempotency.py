@@ -64,7 +64,7 @@ def services(objects: FailingObjects, parts: Parts, clock: ManualClock) -> Servi
 def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float]) -> Services:
     behind = Handle(parts)
     return Services.over(
-        objects, config=ServiceConfig(), tenants=TENANTS, now=now, chat=behind, ingest=behind, search=behind
+        objects, config=ServiceConfig(), tenants=TENANTS, now=now, chat=behind, model=behind, embedding=behind, ingest=behind, search=behind
     )
 
 
@@ -343,7 +343,9 @@ async def test_the_key_is_described_where_it_is_taken_and_nowhere_else(app: Fast
         for operation in operations.values()
         if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", []))
     }
-    assert taking == {"/chat", "/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
+    openai = {"chat/completions", "conversations", "conversations/{conversation_id}/items", "responses"}
+    own = {"/chat", "/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
+    assert taking == own | {f"/v1/{path}" for path in openai}
 
 
 async def test_a_repeat_of_a_session_goes_to_the_objects_no_more_than_it_must(

@@ -44,7 +44,7 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
     """The answer's events, from `turn.created` to the one that ends it.
 
     Raises:
-        ModelError, InvalidArgument: at once, where nothing comes of it.
+        ModelError: at once, where nothing comes of it.
     """
     tenant = services.tenants[question.tenant]
     messages, passages = await _with_passages(services, tenant, question)
@@ -71,19 +71,12 @@ async def _with_passages(
     place = next((n for n, one in reversed(list(enumerate(question.messages))) if one.role == "user"), None)
     if not question.retrieve or place is None:
         return question.messages, ()
-    asked, others = question.messages[place].content, question.messages[:place] + question.messages[place + 1 :]
+    asked = question.messages[place].content
     found: Found = await services.search.find.remote(question.tenant, asked, top_k=question.top_k)
-    made = prompt.build(
-        system="",
-        history=(),
-        question=asked,
-        passages=found.passages,
-        fence=f"<<{secrets.token_hex(8)}>>",
-        passages_chars_max=tenant.retrieval.context_chars_max,
-        context_tokens=tenant.model.context_tokens - sum(prompt.tokens_of(one.content) for one in others),
-        max_tokens=max_tokens(tenant, question.max_tokens),
-    )
-    return (*others[:place], made.messages[-1], *others[place:]), made.passages
+    fence = f"<<{secrets.token_hex(8)}>>"
+    text, passages = prompt.with_passages(asked, found.passages, fence, chars_max=tenant.retrieval.context_chars_max)
+    told = ChatMessage(role="user", content=text)
+    return (*question.messages[:place], told, *question.messages[place + 1 :]), passages
 
 
 async def _pieces(services: Services, tenant: str, model: str, asked: ChatRequest) -> AsyncGenerator[ModelEvent, None]:

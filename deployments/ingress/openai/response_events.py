@@ -156,6 +156,9 @@ class ResponseEvents:
 
     def _begin_call(self, call: dict[str, Any]) -> None:
         self._end_text("completed")
+        earlier = self._open_calls.pop(call["id"], None)
+        if earlier is not None:
+            self._fail_call(earlier, "the model called a tool again before this call was answered")
         index = self._add(
             "mcp",
             type="mcp_call",

@@ -1,0 +1,349 @@
+"""Is a response a turn: made once, found by its id, followed from any event, stopped, and gone on from?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from fastapi import FastAPI
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+
+from actors import ObjectNotFound
+from deployments.chat_request import ChatMessage, ToolCall
+from deployments.errors import ModelRefused
+from deployments.ingress.openai.ids import turn_of
+from deployments.question import Asked
+from tests.unit.openai_lab import PIECES, TEXT, TOOL, Lab, build, lab_at
+from tests.unit.talk import passage
+
+FUNCTION: Any = {"type": "function", "strict": False, **TOOL}
+SEARCH: Any = {"type": "file_search", "vector_store_ids": ["default"], "max_num_results": 2}
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    return build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with lab_at(tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+async def client(app: FastAPI, lab: Lab) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with lab.client(app) as client:
+        yield client
+
+
+async def create(client: openai.AsyncOpenAI, **more: Any) -> Response:
+    response: Response = await client.responses.create(**{"model": "default", "input": "Why?", **more})
+    return Response.model_validate(response.model_dump())
+
+
+async def heard(client: openai.AsyncOpenAI, response_id: str, **more: Any) -> list[ResponseStreamEvent]:
+    return [event async for event in await client.responses.retrieve(response_id, stream=True, **more)]
+
+
+def asked(response: Response) -> Asked:
+    session_id, turn_id = turn_of(response.id)
+    return Asked(session_id=session_id, turn_id=turn_id, joined=False)
+
+
+def session_of(response: Response) -> str:
+    return turn_of(response.id)[0]
+
+
+async def test_a_response_is_a_turn_of_a_session_made_for_it(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    response = await create(client, metadata={"a": "b"}, user="u1", max_output_tokens=7, temperature=0.25)
+    assert (response.output_text, response.status, response.model) == (TEXT, "completed", "embedded")
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (11, 2)
+    assert (response.metadata, response.max_output_tokens, response.temperature) == ({"a": "b"}, 7, 0.25)
+    assert response.conversation is None
+    session_id, turn_id = turn_of(response.id)
+    assert (await lab.talk.turns.get("acme", session_id, turn_id))["status"] == "completed"
+    assert (await lab.talk.sessions.metadata("acme", session_id))["user_id"] == "u1"
+    assert await lab.talk.said(session_id) == [("user", "Why?"), ("assistant", TEXT)]
+    assert lab.model.requests[0].max_tokens == 7
+
+
+async def test_what_is_found_again_is_what_was_answered_also_when_its_events_are_gone(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    lab.talk.library.passages = [passage(1)]
+    response = await create(client, tools=[SEARCH], instructions="Be brief.", include=["file_search_call.results"])
+    assert [item.type for item in response.output] == ["file_search_call", "message"]
+    assert await client.responses.retrieve(response.id) == response
+    (last,) = [event for event in await heard(client, response.id) if event.type == "response.completed"]
+    assert last.response.output == response.output
+
+
+async def test_a_stream_tells_what_is_told_without_one(client: openai.AsyncOpenAI) -> None:
+    async with client.responses.stream(model="default", input="Why?") as stream:
+        events = [event async for event in stream]
+        final = await stream.get_final_response()
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.completed"
+    assert final.output_text == TEXT
+    again = await client.responses.retrieve(final.id)
+    assert (again.output_text, again.usage) == (TEXT, final.usage)
+
+
+async def test_a_stream_is_taken_up_behind_any_of_its_events(client: openai.AsyncOpenAI) -> None:
+    response = await create(client)
+    events = await heard(client, response.id)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    for seen in range(len(events) + 1):
+        assert await heard(client, response.id, starting_after=seen) == events[seen + 1 :]
+
+
+async def test_a_background_response_is_answered_while_nobody_waits(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.stalls_at = 1
+    response = await create(client, background=True)
+    assert response.status in ("queued", "in_progress")
+    assert response.background
+    await lab.model.stalled.wait()
+    under_way = await client.responses.retrieve(response.id)
+    assert under_way.status == "in_progress"
+    assert TEXT.startswith(under_way.output_text)
+    lab.model.may_go_on.set()
+    await lab.talk.ended(asked(response))
+    assert (await client.responses.retrieve(response.id)).output_text == TEXT
+
+
+async def test_a_response_that_is_cancelled_keeps_what_it_has(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.stalls_at = 1
+    response = await create(client, background=True)
+    await lab.talk.heard(asked(response), "text.delta")
+    cancelled = await client.responses.cancel(response.id)
+    assert (cancelled.status, cancelled.output_text) == ("cancelled", PIECES[0])
+    assert (await heard(client, response.id))[-1].type == "response.incomplete"
+    assert lab.model.stopped == 1
+    assert await client.responses.cancel(response.id) == cancelled
+    assert await client.responses.retrieve(response.id) == cancelled
+
+
+async def test_a_response_that_failed_says_why_and_keeps_nothing(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.failures = [ModelRefused("too long", ModelRefused.CONTEXT_LENGTH)]
+    response = await create(client)
+    assert (response.status, response.output) == ("failed", [])
+    assert response.error is not None
+    assert response.error.code == "invalid_prompt"
+    assert "too long" in response.error.message
+    assert await client.responses.retrieve(response.id) == response
+
+
+async def test_an_answer_that_came_to_its_limit_is_incomplete(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.finish_reason = "length"
+    response = await create(client)
+    assert response.status == "incomplete"
+    assert response.incomplete_details is not None
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert await client.responses.retrieve(response.id) == response
+
+
+async def test_instructions_count_for_one_response_in_place_of_the_tenants(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    first = await create(client, instructions="Speak like a fish.")
+    second = await create(client, previous_response_id=first.id)
+    told = [request.messages[0].content for request in lab.model.requests]
+    assert told == ["Speak like a fish.", lab.services.tenants["acme"].model.system_prompt]
+    assert (first.instructions, second.instructions) == ("Speak like a fish.", None)
+
+
+async def test_what_goes_on_from_the_newest_response_is_in_its_session(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    first = await create(client)
+    second = await create(client, input="And?", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    assert session_of(second) == session_of(first)
+    assert [message.content for message in lab.model.requests[-1].messages[1:]] == ["Why?", TEXT, "And?"]
+
+
+async def test_what_goes_on_from_an_earlier_response_is_in_a_copy_up_to_it(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    first = await create(client)
+    await create(client, input="And?", previous_response_id=first.id)
+    other = await create(client, input="Or?", previous_response_id=first.id)
+    assert session_of(other) != session_of(first)
+    assert [message.content for message in lab.model.requests[-1].messages[1:]] == ["Why?", TEXT, "Or?"]
+    assert len(await lab.talk.said(session_of(first))) == 4
+
+
+async def test_messages_before_the_question_are_part_of_the_conversation(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    given: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "b", "annotations": []}]},
+        {"role": "user", "content": "c"},
+    ]
+    response = await create(client, input=given)
+    assert [message.content for message in lab.model.requests[0].messages[1:]] == ["Be brief.", "a", "b", "c"]
+    listed = [item async for item in client.responses.input_items.list(response.id, limit=3, order="asc")]
+    texts: list[Any] = [item.model_dump()["content"][0]["text"] for item in listed]
+    assert texts == ["Be brief.", "a", "b", "c"]
+    page = await client.responses.input_items.list(response.id)
+    ResponseItemList.model_validate(page.model_dump() | {"first_id": "", "object": "list"})
+    assert [item.model_dump()["content"][0]["text"] for item in page.data] == texts[::-1]
+
+
+async def test_a_response_that_is_asked_for_twice_with_one_key_is_one(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    given = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    more: Any = {"input": given, "extra_headers": {"Idempotency-Key": "k1"}}
+    first, again = await create(client, **more), await create(client, **more)
+    assert again == first
+    assert len(await lab.talk.said(session_of(first))) == 4
+    with pytest.raises(openai.BadRequestError):
+        await create(client, extra_headers={"Idempotency-Key": "k1"})
+
+
+async def test_a_copy_that_is_asked_for_twice_with_one_key_is_one(client: openai.AsyncOpenAI) -> None:
+    first = await create(client)
+    await create(client, previous_response_id=first.id)
+    more: Any = {"previous_response_id": first.id, "extra_headers": {"Idempotency-Key": "k1"}}
+    assert (await create(client, **more)).id == (await create(client, **more)).id
+
+
+async def test_a_response_that_is_deleted_is_gone_and_so_is_a_session_made_for_it(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    first = await create(client)
+    second = await create(client, previous_response_id=first.id)
+    await client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(first.id)
+    # The other one goes on from it.
+    assert (await client.responses.retrieve(second.id)).output_text == TEXT
+    await client.responses.delete(second.id)
+    with pytest.raises(ObjectNotFound):
+        await lab.talk.sessions.metadata("acme", session_of(first))
+
+
+async def test_a_conversation_outlives_its_responses(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    made = await client.conversations.create()
+    response = await create(client, conversation=made.id)
+    await client.responses.delete(response.id)
+    assert len(await lab.talk.said(session_of(response))) == 2
+
+
+async def test_a_turn_that_was_not_asked_for_as_a_response_is_none(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    session_id = await lab.talk.new_session()
+    completion = await client.chat.completions.create(
+        model="default", messages=[{"role": "user", "content": "Why?"}], metadata={"session_id": session_id}
+    )
+    turn_id = completion.id.removeprefix("chatcmpl-")
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(f"resp_{session_id[1:]}{turn_id}")
+
+
+async def test_a_response_of_another_tenant_does_not_exist(app: FastAPI, lab: Lab) -> None:
+    async with lab.client(app) as acme:
+        response = await create(acme)
+    async with lab.client(app, "sk-stingy") as other:
+        for ask in (
+            other.responses.retrieve(response.id),
+            other.responses.cancel(response.id),
+            other.responses.delete(response.id),
+            other.responses.input_items.list(response.id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                await ask
+        with pytest.raises(openai.BadRequestError) as refused:
+            await create(other, previous_response_id=response.id)
+        assert refused.value.code == "previous_response_not_found"
+
+
+async def test_without_storing_the_model_is_asked_and_nothing_is_kept(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    response = await create(client, store=False)
+    assert (response.output_text, response.status) == (TEXT, "completed")
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response.id)
+    await lab.services.usage.told()
+    assert {name for name, _ in lab.talk.objects.calls} == {"TokenBucket", "TokenUsage", "ChatSession"}
+    assert ("ChatSession", "create") not in lab.talk.objects.calls
+
+
+async def test_a_clients_own_function_is_called_and_its_result_told_to_the_model(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    lab.model.pieces = ()
+    lab.model.calls = [ToolCall(id="c1", name="look_up", arguments='{"word": "fish"}')]
+    given: Any = [{"role": "user", "content": "What is a fish?"}]
+    first = await create(client, input=given, store=False, tools=[FUNCTION], tool_choice="required")
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert (call.call_id, call.name, call.arguments) == ("c1", "look_up", '{"word": "fish"}')
+    lab.model.pieces, lab.model.calls = PIECES, []
+    result = {"type": "function_call_output", "call_id": "c1", "output": "an animal"}
+    given += [call.model_dump(), result]
+    second = await create(client, input=given, store=False, tools=[FUNCTION])
+    assert second.output_text == TEXT
+    assert lab.model.requests[0].tool_choice == "required"
+    assert lab.model.requests[1].messages[1:] == (
+        ChatMessage(role="user", content="What is a fish?"),
+        ChatMessage(
+            role="assistant",
+            content="",
+            tool_calls=(ToolCall(id="c1", name="look_up", arguments='{"word": "fish"}'),),
+        ),
+        ChatMessage(role="tool", content="an animal", tool_call_id="c1"),
+    )
+
+
+async def test_a_function_call_is_streamed_as_such(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.calls = [ToolCall(id="c1", name="look_up", arguments="{}")]
+    async with client.responses.stream(input="Why?", model="default", store=False, tools=[FUNCTION]) as stream:
+        types = [event.type async for event in stream]
+    assert "response.function_call_arguments.done" in types
+    assert types[-1] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": [FUNCTION]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{**SEARCH, "vector_store_ids": ["vs_1"]}]}, "tools.0.file_search.vector_store_ids.0"),
+        ({"store": False, "background": True}, "background"),
+        ({"store": False, "conversation": "conv_1"}, "conversation"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": []}, "input"),
+        ({"input": ""}, "input.0.content"),
+        ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
+        ({"input": "x" * 101}, "input.0.content"),
+        ({"truncation": "disabled"}, "truncation"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format.type"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"extra_body": {"misspelt": 1}}, "misspelt"),
+        ({"store": False, "input": [{"type": "function_call", "call_id": "c"}]}, "input.0"),
+        ({"store": False, "input": [{"type": "reasoning", "summary": []}]}, "input"),
+    ],
+)
+async def test_what_is_not_taken_is_refused_by_its_name(
+    client: openai.AsyncOpenAI, lab: Lab, more: Any, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await create(client, **more)
+    assert refused.value.param == param
+    assert lab.model.requests == []
+
+
+async def test_a_stream_whose_session_goes_away_ends_with_an_error(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.stalls_at = 1
+    response = await create(client, background=True)
+    await lab.talk.heard(asked(response), "text.delta")
+    hearing = asyncio.ensure_future(heard(client, response.id))
+    await asyncio.sleep(0)
+    await lab.talk.sessions.delete("acme", session_of(response))
+    with pytest.raises(openai.APIError):
+        await hearing
