@@ -155,6 +155,10 @@ class ModelConfig(Config):
         """What clients call the model, and what its tokens count for."""
         return self.model or EMBEDDED_MODEL
 
+    def answer_tokens(self, asked: int | None) -> int:
+        """How many an answer may have: what the client asks for, and no more than the tenant may."""
+        return min(asked or self.max_tokens, self.max_tokens)
+
     @field_validator("base_url")
     @classmethod
     def _is_a_server(cls, base_url: str | None) -> str | None:

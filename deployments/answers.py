@@ -82,7 +82,7 @@ class Answers:
             fence=f"<<{secrets.token_hex(8)}>>",
             passages_chars_max=tenant.retrieval.context_chars_max,
             context_tokens=tenant.model.context_tokens,
-            max_tokens=max_tokens(tenant, request["max_tokens"]),
+            max_tokens=tenant.model.answer_tokens(request["max_tokens"]),
             counter=self._counters[tenant_name],
             tools=() if box is None else box.specs,
             reserved_tokens=tenant.tool_tokens,
@@ -94,7 +94,7 @@ class Answers:
         tenant, box = self._tenants[tenant_name], self._boxes[tenant_name]
         asked = ChatRequest(
             messages=made.messages,
-            max_tokens=max_tokens(tenant, request["max_tokens"]),
+            max_tokens=tenant.model.answer_tokens(request["max_tokens"]),
             temperature=tenant.model.temperature if request["temperature"] is None else request["temperature"],
             timeout_s=tenant.model.timeout_s,
             base_url=tenant.model.base_url,
@@ -186,11 +186,6 @@ class Answer:
                         "dropped": dropped,
                     },
                 )
-
-
-def max_tokens(tenant: TenantConfig, asked: int | None) -> int:
-    """What the client asks for, and no more than the tenant may."""
-    return min(asked or tenant.model.max_tokens, tenant.model.max_tokens)
 
 
 def usage_of(input_tokens: int, output_tokens: int, *, estimated: bool) -> Usage:

@@ -13,7 +13,8 @@ call may succeed later, `retry_after_s` how long to wait first; nothing else in 
     │  ├ IdempotencyKeyMalformed(problem)
     │  ├ IdempotencyKeyReused(key)                  it came with another request before
     │  ├ IdempotencyKeyBusy(retry_after_s)          retryable: the first request with it is under way
-    │  └ EventsGone(turn_id)                        the turn has ended, and its events are no longer kept
+    │  ├ EventsGone(turn_id)                        the turn has ended, and its events are no longer kept
+    │  └ TurnConflict                               an answer is under way, and the message may not wait
     ├ ModelError
     │  ├ ModelUnavailable(problem, retry_after_s)      retryable: not reachable, overloaded, or broke off
     │  ├ ModelTimeout(timeout_s)                       retryable: no whole answer in time
@@ -110,6 +111,10 @@ class EventsGone(RequestError):
     def __init__(self, turn_id: str) -> None:
         super().__init__(turn_id)
         self.turn_id = turn_id
+
+
+class TurnConflict(RequestError):
+    """An answer is under way in the session, and the message may not wait for it, or too many wait already."""
 
 
 class ModelError(ServiceError):

@@ -11,9 +11,9 @@ import fastapi
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, PlainValidator
 
-from actors import InvalidArgument
+from actors import InvalidArgument, ObjectConflict
 from actors.runtime import RequestReused
-from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyReused
+from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyReused, TurnConflict
 from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies, ui_chat
 from deployments.ingress.access import Caller, guarded_by
@@ -127,29 +127,35 @@ def _question(services: Services, tenant: str, body: NewQuestion) -> Question:
     )
 
 
+async def _begin(services: Services, question: Question) -> Asked:
+    try:
+        asked: Asked = await services.chat.begin.remote(question)
+    except ObjectConflict:
+        raise TurnConflict from None
+    return asked
+
+
 async def ask(request: Request, question: Question, key: str | None) -> Asked:
     """Begins the turn that answers a question, or finds the one that the same request has begun.
 
     Raises:
+        TurnConflict: an answer is under way, and this one may not wait for it.
         IdempotencyKeyReused: the key came with another question.
         IdempotencyKeyBusy: the process that took the question up was lost in the middle; its lease will run out.
     """
     services = services_of(request)
-    begin = services.chat.begin.remote
     if key is None:
-        asked: Asked = await begin(question)
-        return asked
+        return await _begin(services, question)
     if question.session_id is not None:
         # The session itself knows its requests: the turn and its key can't come apart.
         try:
-            asked = await begin(replace(question, key=key_id("turns", key)))
+            return await _begin(services, replace(question, key=key_id("turns", key)))
         except RequestReused:
             raise IdempotencyKeyReused(key) from None
-        return asked
 
     async def work(plan: str) -> Outcome:
         session_id, turn_id = json.loads(plan)
-        made: Asked = await begin(replace(question, new_session_id=session_id, turn_id=turn_id))
+        made = await _begin(services, replace(question, new_session_id=session_id, turn_id=turn_id))
         return Outcome(content={"session_id": made.session_id, "turn_id": made.turn_id})
 
     payload: dict[str, Any] = {"message": question.message, "user_id": question.user_id, **question.request()}

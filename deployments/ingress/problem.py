@@ -33,6 +33,7 @@ from deployments.errors import (
     ModelTimeout,
     QuotaExceeded,
     ServiceError,
+    TurnConflict,
     Unauthorized,
 )
 
@@ -99,7 +100,9 @@ def problem_of(error: Exception) -> ProblemResponse:
         case ObjectNotFound():
             return problem(404, "there is no such thing, or it is not yours")
         case ObjectConflict():
-            return problem(409, error.reason)
+            return problem(409, "the object is there already, or has calls under way that this would disturb")
+        case TurnConflict():
+            return problem(409, "an answer is under way, and the message may not wait for it, or too many wait already")
         case EventsGone():
             return problem(410, "the turn's events are no longer kept; its messages are in the session's history")
         case BodyTooLarge():

@@ -114,7 +114,15 @@ def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Ser
 
 def services_with(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Services:
     return Services.over(
-        objects, config=CONFIG, tenants=TENANTS, now=clock.now, chat=behind, model=behind, embedding=behind, ingest=behind, search=behind
+        objects,
+        config=CONFIG,
+        tenants=TENANTS,
+        now=clock.now,
+        chat=behind,
+        model=behind,
+        embedding=behind,
+        ingest=behind,
+        search=behind,
     )
 
 
@@ -163,6 +171,12 @@ ROUTES: list[tuple[str, str, str | None, Any]] = [
     ("DELETE", f"/chat/sessions/{SESSION}", "chat", None),
     ("GET", f"/chat/sessions/{SESSION}/messages", "chat", None),
     ("POST", f"/chat/sessions/{SESSION}/messages", "chat", {"role": "user", "content": "x"}),
+    ("POST", f"/chat/sessions/{SESSION}/fork", "chat", {}),
+    ("GET", f"/chat/sessions/{SESSION}/export", "chat", None),
+    ("GET", f"/chat/sessions/{SESSION}/usage", "chat", None),
+    ("GET", "/chat/c1/stream", "chat", None),
+    ("GET", "/chat/c1/messages", "chat", None),
+    ("GET", "/usage", "chat", None),
     ("GET", f"/chat/sessions/{SESSION}/turns", "chat", None),
     ("GET", f"/chat/sessions/{SESSION}/turns/{TURN}", "chat", None),
     ("POST", f"/chat/sessions/{SESSION}/turns/{TURN}/cancel", "chat", None),
@@ -223,6 +237,7 @@ def test_the_routes_above_are_all_there_are(built: FastAPI) -> None:
     parts = {
         SESSION: "{session_id}",
         TURN: "{turn_id}",
+        "/chat/c1/": "/chat/{chat_id}/",
         "/kv/a/b": "/kv/{key}",
         "a/b": "{document_id}",
         "KeyValue": "{class_name}",

@@ -64,7 +64,15 @@ def services(objects: FailingObjects, parts: Parts, clock: ManualClock) -> Servi
 def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float]) -> Services:
     behind = Handle(parts)
     return Services.over(
-        objects, config=ServiceConfig(), tenants=TENANTS, now=now, chat=behind, model=behind, embedding=behind, ingest=behind, search=behind
+        objects,
+        config=ServiceConfig(),
+        tenants=TENANTS,
+        now=now,
+        chat=behind,
+        model=behind,
+        embedding=behind,
+        ingest=behind,
+        search=behind,
     )
 
 
@@ -344,7 +352,13 @@ async def test_the_key_is_described_where_it_is_taken_and_nowhere_else(app: Fast
         if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", []))
     }
     openai = {"chat/completions", "conversations", "conversations/{conversation_id}/items", "responses"}
-    own = {"/chat", "/chat/sessions", "/chat/sessions/{session_id}/messages", "/ingest"}
+    own = {
+        "/chat",
+        "/chat/sessions",
+        "/chat/sessions/{session_id}/messages",
+        "/chat/sessions/{session_id}/fork",
+        "/ingest",
+    }
     assert taking == own | {f"/v1/{path}" for path in openai}
 
 

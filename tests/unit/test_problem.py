@@ -44,6 +44,8 @@ STATUSES: list[tuple[Exception, int, str | None]] = [
     (service.Unauthorized(), 401, None),
     (service.Forbidden("kv"), 403, None),
     (service.BodyTooLarge(1000), 413, None),
+    (service.EventsGone("t1"), 410, None),
+    (service.TurnConflict(), 409, None),
     (service.QuotaExceeded(0.01), 429, "1"),
     (service.IdempotencyKeyMalformed("holds a blank"), 400, None),
     (service.IdempotencyKeyReused("order-17"), 422, None),

@@ -20,7 +20,7 @@ from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEv
 from deployments.documents import Found, source_of
 from deployments.errors import ModelUnavailable, ServiceError
 from deployments.ingress.services import Services
-from deployments.turn_runner import as_error, known, max_tokens
+from deployments.turn_runner import as_error, known
 
 logger = logging.getLogger("mobula.ingress")
 
@@ -50,7 +50,7 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
     messages, passages = await _with_passages(services, tenant, question)
     asked = ChatRequest(
         messages=messages,
-        max_tokens=max_tokens(tenant, question.max_tokens),
+        max_tokens=tenant.model.answer_tokens(question.max_tokens),
         timeout_s=tenant.model.timeout_s,
         temperature=tenant.model.temperature if question.temperature is None else question.temperature,
         base_url=tenant.model.base_url,
