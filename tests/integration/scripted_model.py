@@ -1,7 +1,8 @@
 """What answers where a test needs to know every word of an answer, when it comes, and when nobody wants it any more?
 
 An OpenAI-compatible server in a thread of the test. How it answers stands in the question itself: `pieces=30 pause=0.02
-tag=x` is answered in so many pieces with so many seconds before each. It writes down who went away before the end.
+tag=x` is answered in so many pieces with so many seconds before each, and `call=x` by a call of that tool behind them.
+It writes down who went away before the end.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ MODEL = "scripted"
 KEY = "sk-scripted"
 
 
-def question(tag: str, *, pieces: int, pause_s: float = 0.0, first_s: float = 0.0) -> str:
-    return f"tag={tag} pieces={pieces} pause={pause_s} first={first_s}"
+def question(tag: str, *, pieces: int, pause_s: float = 0.0, first_s: float = 0.0, call: str = "") -> str:
+    return f"tag={tag} pieces={pieces} pause={pause_s} first={first_s}" + (f" call={call}" if call else "")
 
 
 def piece(tag: str, number: int) -> str:
@@ -66,7 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        script = dict(re.findall(r"(\w+)=(\S+)", body["messages"][-1]["content"]))
+        messages = body["messages"]
+        asked = next(message["content"] for message in reversed(messages) if message["role"] == "user")
+        script = dict(re.findall(r"(\w+)=(\S+)", asked))
         tag, pieces, pause_s = script["tag"], int(script["pieces"]), float(script["pause"])
         self.server.model.asked.append(tag)
         self.send_response(200)
@@ -77,7 +80,13 @@ class _Handler(BaseHTTPRequestHandler):
             for number in range(pieces):
                 self._wait(pause_s)
                 self._send({"choices": [{"index": 0, "delta": {"content": piece(tag, number)}}]})
-            self._send({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            # Once: it is answered with what the tool gave.
+            if "call" in script and messages[-1]["role"] != "tool":
+                function = {"name": script["call"], "arguments": json.dumps({"word": tag})}
+                calls = [{"index": 0, "id": f"call_{tag}", "type": "function", "function": function}]
+                self._send({"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": "tool_calls"}]})
+            else:
+                self._send({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
             self._send({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": pieces}})
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:
