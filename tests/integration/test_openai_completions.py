@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -60,12 +61,9 @@ def test_a_tool_of_the_client_is_called_and_its_result_answered(scripted: openai
         else:
             message = scripted.chat.completions.create(**asked).choices[0].message
         (call,) = message.tool_calls
-        assert (call.id, call.function.name, call.function.arguments) == (
-            f"call_{tag}",
-            "look_up",
-            f'{{"word": "{tag}"}}',
-        )
-        result = {"role": "tool", "tool_call_id": call.id, "content": "found"}
+        assert (call.id, call.function.name) == (f"call_{tag}", "look_up")
+        assert call.function.arguments == f'{{"word": "{tag}"}}'
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "found"}
         after = scripted.chat.completions.create(
             model="default", messages=[*messages, message.to_dict(), result], tools=TOOLS
         )
@@ -121,7 +119,7 @@ def test_embeddings_are_those_that_documents_are_searched_with(embedded: openai.
     floats = embedded.embeddings.create(model="all-MiniLM-L6-v2", input=texts, encoding_format="float", dimensions=384)
     vectors = [one.embedding for one in packed.data]
     assert [len(vector) for vector in vectors] == [384] * 3
-    assert vectors == pytest.approx([one.embedding for one in floats.data], abs=1e-6)
+    assert np.allclose(vectors, [one.embedding for one in floats.data], atol=1e-6)
 
     def nearness(one: list[float], other: list[float]) -> float:
         return sum(a * b for a, b in zip(one, other, strict=True))

@@ -80,8 +80,11 @@ class ResponseEvents:
         return self._new
 
     def response(self) -> dict[str, Any]:
-        """The response as it is now."""
-        return {**self._response, "output": [dict(item) for item in self._output]}
+        """The response as it is now, with as much of its text as there is."""
+        output = [dict(item) for item in self._output]
+        if self._text is not None:
+            output[-1]["content"] = [_part("".join(self._text), [])]
+        return {**self._response, "output": output}
 
     # -- what is told
 
