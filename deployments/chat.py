@@ -75,12 +75,18 @@ class Chat:
         if question.message is not None:
             # Checked before anything is made for it; with a history, the history gives way.
             await self._answers.prompt(question.tenant, question.message, question.request())
-        session_id = question.session_id
-        if session_id is None:
-            made = await self._sessions.create(
+        if question.session_id is None:
+            made = await self._sessions.make(
                 question.tenant, session_id=question.new_session_id, user_id=question.user_id
             )
-            session_id = made["id"]
+            # Side by side: the first word need not wait for a listing.
+            asked, _ = await asyncio.gather(
+                self._begin(question, tenant, made["id"]), self._sessions.enlist(question.tenant, made)
+            )
+            return asked
+        return await self._begin(question, tenant, question.session_id)
+
+    async def _begin(self, question: Question, tenant: TenantConfig, session_id: str) -> Asked:
         session = self._sessions.get(question.tenant, session_id)
         runner = secrets.token_hex(8)
         new = self._new_turn(question, tenant)

@@ -60,6 +60,23 @@ class Sessions:
         ttl_s: float | None = None,
     ) -> SessionMetadata:
         """Makes a session. Where `session_id` exists already, an earlier attempt has made it: it is left as it is."""
+        created = await self.make(
+            tenant, session_id=session_id, user_id=user_id, title=title, metadata=metadata, ttl_s=ttl_s
+        )
+        await self.enlist(tenant, created)
+        return created
+
+    async def make(
+        self,
+        tenant: str,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        title: str | None = None,
+        metadata: dict[str, str] | None = None,
+        ttl_s: float | None = None,
+    ) -> SessionMetadata:
+        """The same, with no more than its entry in the listing; `enlist` has the listing show it as it is."""
         now = self._now()
         session_id = session_id or self.new_id()
         settings = self._settings[tenant]
@@ -83,9 +100,11 @@ class Sessions:
             ttl_s=ttl_s,
             messages_max=settings.messages_max,
         )
-        # Again, since the session's own clock counts: the listing and the session must not differ.
-        await self._directory(tenant).put(created)
         return created
+
+    async def enlist(self, tenant: str, created: SessionMetadata) -> None:
+        """Has the listing agree with a session that was just made: the session's own clock counts."""
+        await self._directory(tenant).put(created)
 
     async def fork(
         self, tenant: str, session_id: str, *, before: int | None, new_session_id: str | None = None

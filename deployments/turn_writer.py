@@ -19,8 +19,8 @@ from actors import ChatSession, DurableError, ObjectNotFound
 from actors.runtime.namespace import Stub
 from actors.turn import CONTENT, Claim, EventType, NewEvent
 
-#: Between two batches. Short enough for a reader to see text flow.
-FLUSH_EVERY_S = 0.04
+#: Between two batches. Short enough for a reader to see text flow; each costs a commit, and a message to each reader.
+FLUSH_EVERY_S = 0.08
 #: Pieces that are not kept waiting.
 FLUSH_PIECES = 16
 #: Characters that may wait before the one who adds them does.

@@ -89,7 +89,9 @@ def test_a_session_that_a_question_made_is_listed(demo: httpx.Client) -> None:
 
 def test_an_answer_without_a_stream_is_one_json(demo: httpx.Client) -> None:
     answer = whole(demo, "Say hello.", max_tokens=6)
-    assert set(answer) == {"turn_id", "session_id", "message_id", "text", "sources", "finish_reason", "usage"}
+    fields = {"turn_id", "session_id", "message_id", "status", "text", "sources", "finish_reason", "usage"}
+    assert set(answer) == fields
+    assert answer["status"] == "completed"
     _, stored = messages(demo, answer["session_id"])
     assert (stored["id"], stored["content"]) == (answer["message_id"], answer["text"])
     assert stored["tokens"] == answer["usage"]["output_tokens"]
