@@ -85,8 +85,16 @@ MALFORMED_IDS = [
 
 
 def of_someone(path: str, session_id: str = "s" + "0" * 32) -> str:
+    # Of the others, no id has the right form.
+    others = dict.fromkeys(("conversation_id", "item_id", "model", "response_id"), "x")
     return path.format(
-        session_id=session_id, turn_id="t" + "0" * 24, chat_id="c", document_id="d", key="k", class_name="KeyValue"
+        session_id=session_id,
+        turn_id="t" + "0" * 24,
+        chat_id="c",
+        document_id="d",
+        key="k",
+        class_name="KeyValue",
+        **others,
     )
 
 
@@ -119,7 +127,10 @@ def test_no_route_is_served_without_a_known_key(
     for authorization in (None, "Bearer sk-unknown", "Bearer", "Basic c2stZGVtbzo=", "sk-demo", "Token sk-demo"):
         headers = {} if authorization is None else {"Authorization": authorization}
         response = nobody.request(method, url, headers=headers)
-        problem(response, 401)
+        if path.startswith("/v1/"):
+            assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
+        else:
+            problem(response, 401)
         assert response.headers["www-authenticate"].startswith("Bearer ")
 
 
@@ -147,6 +158,8 @@ def test_a_key_opens_only_what_its_scopes_allow(service: Service, method: str, p
         response = client.request(method, of_someone(path))
     if scope in ("chat", None):
         assert response.status_code not in (401, 403)
+    elif path.startswith("/v1/"):
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "missing_scope")
     else:
         assert problem(response, 403)["scope"] == scope
 
