@@ -291,6 +291,8 @@ class ObjectHost:
             self.alarms.defer(object_id, self._clock.now() + _ALARM_AGAIN_AFTER_S)
             turn.settle(raised(str(object_id), error))
             return turn
+        if self._keeps_time:
+            self._sweep_later()  # nobody may ever call it
         activation.put(turn)
         self._run([activation])
         return turn
