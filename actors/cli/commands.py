@@ -191,7 +191,7 @@ def _objects(asked: argparse.Namespace) -> Iterator[Inspectable]:
     if slots is None:
         raise CommandError(f"{data_dir} is no data directory of durable objects")
     classes = _classes(getattr(asked, "app", DEFAULT_APP))
-    backend = LocalBackend(data_dir, classes, settings=HostSettings(slots=slots))
+    backend = LocalBackend(data_dir, classes, settings=HostSettings(slots=slots), judges=False)
     with contextlib.closing(backend):
         yield backend
 

@@ -91,6 +91,8 @@ class ObjectHost:
         commit: makes a transaction of an object durable; a test may have it fail.
         keeps_time: fires alarms and lets idle objects hibernate. Else its holder calls `fire_due` and `sweep`.
         always_evict: objects hibernate after each of their turns, so that a test sees what they had not stored.
+        judges: forgets what other code did, and records what objects do to it. Not where somebody just looks after
+            them, with code that may be another's.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class ObjectHost:
         commit: Callable[[ObjectId, Storage], None] | None = None,
         keeps_time: bool = True,
         always_evict: bool = False,
+        judges: bool = True,
     ) -> None:
         sqlite.require_version()
         self.name = name
@@ -122,7 +125,8 @@ class ObjectHost:
         self._settings = settings
         self._clock = clock or SystemClock()
         self.alarms = AlarmIndex(self._objects_dir, settings.slots, self._alarms_changed)
-        self.quarantine = Quarantine(self._objects_dir, settings.slots, code=code, clock=self._clock)
+        self.quarantine = Quarantine(self._objects_dir, settings.slots, code=code, clock=self._clock, judges=judges)
+        self._judges = judges
         self._mark_path = mark_path
         self._watch = Watch(settings.slow_turn_ms)
         self._services = HostServices(
@@ -163,7 +167,7 @@ class ObjectHost:
             return
         found = list(files_in(self._objects_dir, self._classes, self._slots))
         self.quarantine.load(found, self._owns)
-        if self._watch.mark is None:
+        if self._watch.mark is None and self._judges:
             self._watch.mark = mark = RunningMark(self._mark_path)
             ran = mark.read()
             if ran is not None and self._owns(ran[0]):
@@ -549,8 +553,7 @@ class ObjectHost:
             self._run([activation])
 
     def _open(self, activation: Activation) -> DurableObject:
-        if (refusal := self.quarantine.refusal(activation.id)) is not None:
-            raise refusal
+        self.quarantine.admit(activation.id)
         try:
             return self._construct(activation)
         except KeyboardInterrupt:

@@ -193,6 +193,19 @@ def test_objects_in_quarantine_are_listed_and_released(terminal: Terminal) -> No
     assert terminal.json("quarantine") == []
 
 
+def test_who_looks_with_other_code_leaves_the_quarantine_as_it_is(terminal: Terminal) -> None:
+    terminal.quarantine(notebook("two"))
+    record = terminal.path(notebook("two")).with_suffix(".trouble")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "code": "another's"}))
+    before = record.read_bytes()
+    (found,) = terminal.json("quarantine")
+    assert (found["object"], found["quarantined"]) == ("Notebook/acme:two", True)
+    assert "quarantined" in terminal.fails("alarm", "Notebook/acme:two")
+    assert record.read_bytes() == before
+    assert terminal.json("release", "Notebook/acme:two") == [{"object": "Notebook/acme:two", "done": "released"}]
+    assert not record.exists()
+
+
 def test_an_object_is_evicted_and_has_no_alarm(terminal: Terminal) -> None:
     assert terminal.json("evict", "Notebook/acme:one") == [{"object": "Notebook/acme:one", "done": "evicted"}]
     assert "has no alarm" in terminal.fails("alarm", "Notebook/acme:one")
