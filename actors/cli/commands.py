@@ -104,8 +104,8 @@ class Commands:
         return 0
 
     async def _evict(self, asked: argparse.Namespace) -> int:
-        if not await self._operator.evict(_object_id(asked.object)):
-            raise CommandError(f"{asked.object} has calls running or waiting")
+        if not await self._operator.evict(_object_id(asked.object), force=asked.force):
+            raise CommandError(f"{asked.object} has calls running or waiting; --force ends them")
         self._output.done("evicted", asked.object)
         return 0
 

@@ -75,6 +75,8 @@ class HostSettings:
     slice_ms: float = 20.0
     #: `block_concurrency_while` that takes longer resets the object.
     block_timeout_s: float = 30.0
+    #: An alarm's handler that takes longer is ended at an `await`, and tried again as one that raised.
+    alarm_timeout_s: float = 900.0
 
 
 class ObjectHost:
@@ -141,6 +143,7 @@ class ObjectHost:
             mailbox_age_max_s=settings.mailbox_age_max_s,
             slice_s=settings.slice_ms / 1000,
             block_timeout_s=settings.block_timeout_s,
+            alarm_timeout_s=settings.alarm_timeout_s,
             always_evict=always_evict,
         )
         self._keeps_time = keeps_time
@@ -400,13 +403,21 @@ class ObjectHost:
             if self._activations or self._tickets:
                 self._sweep_later(0.0 if left else None)
 
-    def evict(self, object_id: ObjectId) -> bool:
-        """Lets one object hibernate now. False if it has turns running or waiting."""
+    def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
+        """Lets one object hibernate now. False if it has turns running or waiting.
+
+        Args:
+            object_id: of the object.
+            force: ends them with `ObjectReset`. What they have committed stays.
+        """
         activation = self._activations.get(object_id)
         if activation is not None:
-            if not activation.idle:
+            if force and not activation.idle:
+                activation.end("it was evicted by force")
+            if activation.idle:
+                self._evict(activation)
+            elif not force:
                 return False
-            self._evict(activation)
         return True
 
     @contextlib.asynccontextmanager

@@ -171,14 +171,15 @@ class Inspector:
 
     # -- looking after
 
-    async def evict(self, object_id: ObjectId) -> bool:
-        """Lets the object hibernate now. False: it has turns running or waiting.
+    async def evict(self, object_id: ObjectId, force: bool = False) -> bool:
+        """Lets the object hibernate now. False: it has turns running or waiting, which `force` ends.
 
         Raises:
             ObjectNotFound
         """
-        self._custody.require_exists(object_id)
-        return self._host.evict(object_id)
+        if not force or self._host.activation_of(object_id) is None:  # one that hangs may have deleted itself before
+            self._custody.require_exists(object_id)
+        return self._host.evict(object_id, force=force)
 
     async def fire_alarm(self, object_id: ObjectId) -> bool:
         """Runs the object's alarm now. False: it has none.

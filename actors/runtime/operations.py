@@ -148,13 +148,19 @@ class Operator:
 
     # -- looking after
 
-    async def evict(self, object_id: ObjectId) -> bool:
+    async def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
         """Lets the object hibernate now. False: it has turns running or waiting.
+
+        Args:
+            object_id: of the object.
+            force: ends what runs and what waits with `ObjectReset`: the way out where a turn never ends. What was
+                committed stays; an alarm whose handler ran is fired again later. A turn that computes is not met: it
+                holds up its whole host.
 
         Raises:
             ObjectNotFound
         """
-        return bool(await self._ask(object_id, "evict", start=False, object_id=object_id))
+        return bool(await self._ask(object_id, "evict", start=False, object_id=object_id, force=force))
 
     async def fire_alarm(self, object_id: ObjectId) -> bool:
         """Runs the object's alarm now, not when it is due. False: it has none.

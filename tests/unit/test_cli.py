@@ -208,6 +208,7 @@ def test_who_looks_with_other_code_leaves_the_quarantine_as_it_is(terminal: Term
 
 def test_an_object_is_evicted_and_has_no_alarm(terminal: Terminal) -> None:
     assert terminal.json("evict", "Notebook/acme:one") == [{"object": "Notebook/acme:one", "done": "evicted"}]
+    assert terminal.type("evict", "Notebook/acme:one", "--force")[:2] == (0, "Notebook/acme:one: evicted\n")
     assert "has no alarm" in terminal.fails("alarm", "Notebook/acme:one")
 
 
