@@ -67,7 +67,7 @@ class Endless(DurableObject):
 
     async def erase_and_hang(self) -> None:
         self.storage.delete_all()
-        await self.hang("never")
+        await asyncio.get_running_loop().create_future()
 
     def ring_now(self) -> None:
         self.storage.set_alarm(self.clock.now())
