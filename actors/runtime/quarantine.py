@@ -3,8 +3,8 @@
 A host counts what its objects did to it: a method that ended the process, an activation that failed. What did so time
 after time with no success in between is quarantined: refused before its file is opened, so that its neighbours go on.
 That is recorded beside the object's database, holds across restarts, and ends when somebody releases the object or when
-a host with other code loads it: until then the record stays, for the old code may come back. What was done by chance, such as running while somebody killed the host, is struck out by the
-next success of the same method.
+a host with other code loads it: until then the record stays, for the old code may come back. What was done by chance,
+such as running while somebody killed the host, is struck out by the next success of the same method.
 
 A method that ends the process for some arguments only, and returns for others in between, is never quarantined; nor is
 one that breaks something which ends the process later, in another's turn.
