@@ -152,8 +152,11 @@ async def test_a_log_that_a_crash_left_is_looked_into(
     assert backend.host.evict(growing)
     path.write_bytes(database)
     wal_of(path).write_bytes(log)
-    info = await operator.describe(growing)
-    assert (info.schema_version, info.migrations) == ("second", 2)
+    os.utime(wal_of(path), (NOW, NOW))
+    os.utime(path, (NOW - 1, NOW - 1))
+    for _ in range(2):
+        info = await operator.describe(growing)
+        assert (info.schema_version, info.migrations, info.last_active_at) == ("second", 2, NOW)
     assert (await operator.query(growing, "SELECT name FROM thing")).rows == (("thing",),)
 
 
