@@ -147,7 +147,6 @@ class Activation:
             turn.settle(stopping)
             _cancel(task)
         self._running.clear()
-        self._exclusive = None
         for alone in self._alone:
             _cancel(alone)
         self._refuse_waiting(stopping)
