@@ -19,7 +19,7 @@ from actors.cli.arguments import DEFAULT_ADDRESS, DEFAULT_APP, parser
 from actors.cli.output import JsonOutput, Output, TableOutput, printable
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import connect
-from actors.runtime.errors import DurableError, InvalidArgument, SlotOwned
+from actors.runtime.errors import DurableError, InvalidArgument, SlotOwned, StatementRefused
 from actors.runtime.host import HostSettings
 from actors.runtime.object import DurableObject
 from actors.runtime.object_id import ObjectId
@@ -45,7 +45,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr
             return asyncio.run(Commands(Operator(objects), output).run(asked))
     except (CommandError, DurableError, OSError) as error:  # a ConnectionError of Ray's, too
         err.write(f"python -m actors: {printable(_told(error))}\n")
-        return 2 if isinstance(error, (AskedWrong, InvalidArgument)) else 1
+        return 2 if isinstance(error, (AskedWrong, InvalidArgument, StatementRefused)) else 1
     except KeyboardInterrupt:
         return 130
     finally:

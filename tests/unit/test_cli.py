@@ -15,6 +15,7 @@ import pytest
 
 from actors import LocalBackend
 from actors.cli.commands import main
+from actors.cli.output import CELL_CHARS_MAX
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.runtime.quarantine import CRASHES_MAX
@@ -136,6 +137,13 @@ def test_an_object_is_described(terminal: Terminal) -> None:
     assert (facts["object"], facts["resident"], facts["migrations"]) == ("Notebook/acme:one", "no", "1")
 
 
+def test_a_long_value_is_cut_in_a_table_and_whole_in_json(terminal: Terminal) -> None:
+    asked = ("query", "Notebook/acme:one", "SELECT ? AS long, 'y' AS short", "x" * 5000)
+    row = terminal.type(*asked)[1].splitlines()[1]
+    assert row == f"{'x' * (CELL_CHARS_MAX - 1)}…  y"
+    assert terminal.json(*asked)[1] == ["x" * 5000, "y"]
+
+
 def test_a_query_shows_its_rows(terminal: Terminal) -> None:
     asked = ("query", "Notebook/acme:one", "SELECT text, x'00ff' AS raw, 9e999 FROM line WHERE text = ?", "a line")
     columns, *rows = terminal.json(*asked)
@@ -235,7 +243,6 @@ def test_a_sweep_that_failed_for_an_object_says_for_which_and_why(terminal: Term
     [
         (["describe", "Notebook/acme:none"], "Notebook/acme:none does not exist"),
         (["describe", "Nobody/acme:one"], "does not exist"),
-        (["query", "Notebook/acme:one", "DELETE FROM line"], "may not do more than SELECT"),
         (["import", "Notebook/acme:new", "/nowhere/file"], "No such file"),
     ],
 )
@@ -251,6 +258,7 @@ def test_what_can_not_be_done_is_said_in_one_line(terminal: Terminal, argv: list
         (["list", "Nobody"], "no such durable class"),
         (["list", "--limit", "0"], "limit"),
         (["query", "Notebook/acme:one", "SELEC"], "syntax error"),
+        (["query", "Notebook/acme:one", "DELETE FROM line"], "may not do more than SELECT"),
     ],
 )
 def test_what_was_asked_wrong_is_said_in_one_line_too(terminal: Terminal, argv: list[str], said: str) -> None:
