@@ -19,7 +19,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
 from actors.runtime.call import HostLost, HostRetired
-from actors.runtime.errors import InvalidArgument, ObjectReset, SlotOwned
+from actors.runtime.errors import DurableError, InvalidArgument, ObjectReset, SlotOwned
 from actors.runtime.namespace import Objects
 from actors.runtime.object_files import Wanted, after_cursor, cursor_of
 from actors.runtime.object_id import ObjectId
@@ -111,8 +111,17 @@ class Operator:
         merged = heapq.merge(*pages, key=lambda info: (info.id.class_name, info.id.tenant, info.id.name))
         infos = [info for info, _ in zip(merged, range(limit + 1), strict=False)]
         more = len(infos) > limit
-        infos = infos[:limit]
+        infos = list(await asyncio.gather(*[self._told_by_its_host(info) for info in infos[:limit]]))
         return ObjectPage(objects=tuple(infos), next=cursor_of(infos[-1].id) if more else None)
+
+    async def _told_by_its_host(self, info: ObjectInfo) -> ObjectInfo:
+        """What the host of a dedicated object adds, while it lives: nobody else may open the file."""
+        if info.migrations is not None or not info.resident:
+            return info
+        try:
+            return await self.describe(info.id)
+        except DurableError:
+            return info  # it ended meanwhile
 
     async def quarantined(self, *, tenant: str | None = None, limit: int = PAGE_DEFAULT) -> ObjectPage:
         """The objects that are kept from running, since they failed again and again."""
