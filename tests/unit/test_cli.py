@@ -140,7 +140,7 @@ def test_an_object_is_described(terminal: Terminal) -> None:
 def test_a_long_value_is_cut_in_a_table_and_whole_in_json(terminal: Terminal) -> None:
     asked = ("query", "Notebook/acme:one", "SELECT ? AS long, 'y' AS short", "x" * 5000)
     row = terminal.type(*asked)[1].splitlines()[1]
-    assert row == f"{'x' * (CELL_CHARS_MAX - 1)}…  y"
+    assert row.split() == [f"{'x' * (CELL_CHARS_MAX - 1)}…", "y"]
     assert terminal.json(*asked)[1] == ["x" * 5000, "y"]
 
 
