@@ -189,7 +189,10 @@ class Lab:
         return self._running.host.gates(stub.id)[1].hold()
 
     def fail_next_commit(self, stub: Stub[Any], *, reached_disk: bool = False) -> None:
-        """Has the next commit of the object fail, before or after the disk has it. Reading commits, too."""
+        """Has the next commit of the object fail, before or after the disk has it. Reading commits, too.
+
+        A stub repeats what is declared safe to repeat; any other call raises `ObjectReset`.
+        """
 
         def fail(commit: Callable[[], None]) -> None:
             if reached_disk:

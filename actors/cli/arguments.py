@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     query.add_argument(
         "--timeout", type=float, default=TIMEOUT_DEFAULT_S, metavar="SECONDS", help="(default: %(default)s)"
     )
-    command("evict", "has an object leave memory now")
+    evict = command("evict", "has an object leave memory now")
+    evict.add_argument("--force", action="store_true", help="ends the calls that run or wait, even if they never would")
     command("alarm", "runs an object's alarm now")
     export = command("export", "writes an object's database into a new file")
     import_ = command("import", "makes an exported database an object")

@@ -19,7 +19,7 @@ from actors.cli.arguments import DEFAULT_ADDRESS, DEFAULT_APP, parser
 from actors.cli.output import JsonOutput, Output, TableOutput, printable
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import connect
-from actors.runtime.errors import DurableError, InvalidArgument, SlotOwned
+from actors.runtime.errors import DurableError, InvalidArgument, SlotOwned, StatementRefused
 from actors.runtime.host import HostSettings
 from actors.runtime.object import DurableObject
 from actors.runtime.object_id import ObjectId
@@ -45,7 +45,7 @@ def main(argv: Sequence[str], out: TextIO = sys.stdout, err: TextIO = sys.stderr
             return asyncio.run(Commands(Operator(objects), output).run(asked))
     except (CommandError, DurableError, OSError) as error:  # a ConnectionError of Ray's, too
         err.write(f"python -m actors: {printable(_told(error))}\n")
-        return 2 if isinstance(error, (AskedWrong, InvalidArgument)) else 1
+        return 2 if isinstance(error, (AskedWrong, InvalidArgument, StatementRefused)) else 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -104,8 +104,8 @@ class Commands:
         return 0
 
     async def _evict(self, asked: argparse.Namespace) -> int:
-        if not await self._operator.evict(_object_id(asked.object)):
-            raise CommandError(f"{asked.object} has calls running or waiting")
+        if not await self._operator.evict(_object_id(asked.object), force=asked.force):
+            raise CommandError(f"{asked.object} has calls running or waiting; --force ends them")
         self._output.done("evicted", asked.object)
         return 0
 
@@ -191,7 +191,7 @@ def _objects(asked: argparse.Namespace) -> Iterator[Inspectable]:
     if slots is None:
         raise CommandError(f"{data_dir} is no data directory of durable objects")
     classes = _classes(getattr(asked, "app", DEFAULT_APP))
-    backend = LocalBackend(data_dir, classes, settings=HostSettings(slots=slots))
+    backend = LocalBackend(data_dir, classes, settings=HostSettings(slots=slots), judges=False)
     with contextlib.closing(backend):
         yield backend
 

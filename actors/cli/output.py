@@ -21,6 +21,8 @@ from actors.runtime.query import QueryResult
 from actors.runtime.query_child import plain_value
 
 _UNLIMITED = 1_000_000
+#: Of one value in a table, whose column would else be as wide for every row. JSON holds it whole.
+CELL_CHARS_MAX = 200
 
 
 class Output(Protocol):
@@ -114,7 +116,7 @@ class TableOutput:
         for column in result.columns:
             table.add_column(Text(printable(column)))
         for row in result.rows:
-            table.add_row(*[Text(_cell(value)) for value in row])
+            table.add_row(*[Text(_short(_cell(value))) for value in row])
         self._console.print(table)
         if result.truncated:
             self._say("there are more rows")
@@ -158,6 +160,10 @@ def _cell(value: Any) -> str:
         case bytes():
             return f"x'{value.hex()}'"
     return printable(str(value))
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= CELL_CHARS_MAX else f"{shown[: CELL_CHARS_MAX - 1]}…"
 
 
 def _size(size_bytes: int) -> str:

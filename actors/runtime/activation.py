@@ -152,6 +152,14 @@ class Activation:
         self._refuse_waiting(stopping)
         self.close()
 
+    def end(self, reason: str) -> None:
+        """Ends what runs and what waits, which is told the reason, and drops the instance. What was committed stays."""
+        if self.held is not None and not self.running:  # whoever keeps it still may have its file
+            self._refuse_waiting(raised(self._key, ObjectReset(self._key, reason)))
+        else:
+            logger.warning("object=%s ended: %s", self._key, reason)
+            self.abandon(reason)
+
     def _refuse_waiting(self, reply: Reply) -> None:
         while self.mailbox:
             turn = self.mailbox[0]
@@ -409,7 +417,8 @@ class Activation:
         instance: DurableObject,
         turn: Turn,
     ) -> None:
-        context = context_of(self._key, turn, self._services.clock, self.output)
+        services = self._services
+        context = context_of(self._key, turn, services.clock, self.output, services.alarm_timeout_s)
         current_turn.set(context)
         await run(instance, turn, context)
         context.ended = True
@@ -532,9 +541,13 @@ class Activation:
         """Runs the handler if the alarm is there and its time has come; else puts the index right."""
         storage, services = instance.storage, self._services
         alarm = AlarmTurn(self.id, instance, services, forced=turn.is_forced)
+        limit = asyncio.timeout(services.alarm_timeout_s)
         try:
-            reply = await self._in_steps(instance, turn.method, alarm.handle(), self._pack)
+            async with limit:
+                reply = await self._in_steps(instance, turn.method, alarm.handle(), self._pack)
         except Exception as error:  # whatever the author's handler raises
+            if limit.expired() and isinstance(error, TimeoutError):
+                error.args = (f"no end within {services.alarm_timeout_s:g} s",)
             storage.alarm.in_flight = False
             reset = self._lost(storage, error)
             if reset is None and not (isinstance(error, DurableError) and error.retryable):

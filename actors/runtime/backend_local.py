@@ -35,7 +35,7 @@ class LocalBackend:
         classes: the durable classes.
         lock_wait_s: how long to wait for another process that has the data directory.
         history: of the classes, where it is kept.
-        chance, commit, keeps_time, always_evict: of the host.
+        chance, commit, keeps_time, always_evict, judges: of the host.
 
     Raises:
         SlotOwned: another process has the data directory.
@@ -55,6 +55,7 @@ class LocalBackend:
         commit: Callable[[ObjectId, Storage], None] | None = None,
         keeps_time: bool = True,
         always_evict: bool = False,
+        judges: bool = True,
     ) -> None:
         settings = settings or HostSettings()
         record_slots(data_dir, settings.slots)
@@ -83,6 +84,7 @@ class LocalBackend:
                 commit=commit,
                 keeps_time=keeps_time,
                 always_evict=always_evict,
+                judges=judges,
             )
             slots = frozenset(range(settings.slots))
             self.inspector = Inspector(self.host, data_dir, settings, slots=slots, clock=clock)

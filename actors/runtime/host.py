@@ -75,6 +75,8 @@ class HostSettings:
     slice_ms: float = 20.0
     #: `block_concurrency_while` that takes longer resets the object.
     block_timeout_s: float = 30.0
+    #: An alarm's handler that takes longer is ended at an `await`, and tried again as one that raised.
+    alarm_timeout_s: float = 900.0
 
 
 class ObjectHost:
@@ -91,6 +93,8 @@ class ObjectHost:
         commit: makes a transaction of an object durable; a test may have it fail.
         keeps_time: fires alarms and lets idle objects hibernate. Else its holder calls `fire_due` and `sweep`.
         always_evict: objects hibernate after each of their turns, so that a test sees what they had not stored.
+        judges: forgets what other code did, and records what objects do to it. Not where somebody just looks after
+            them, with code that may be another's.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class ObjectHost:
         commit: Callable[[ObjectId, Storage], None] | None = None,
         keeps_time: bool = True,
         always_evict: bool = False,
+        judges: bool = True,
     ) -> None:
         sqlite.require_version()
         self.name = name
@@ -122,7 +127,8 @@ class ObjectHost:
         self._settings = settings
         self._clock = clock or SystemClock()
         self.alarms = AlarmIndex(self._objects_dir, settings.slots, self._alarms_changed)
-        self.quarantine = Quarantine(self._objects_dir, settings.slots, code=code, clock=self._clock)
+        self.quarantine = Quarantine(self._objects_dir, settings.slots, code=code, clock=self._clock, judges=judges)
+        self._judges = judges
         self._mark_path = mark_path
         self._watch = Watch(settings.slow_turn_ms)
         self._services = HostServices(
@@ -137,6 +143,7 @@ class ObjectHost:
             mailbox_age_max_s=settings.mailbox_age_max_s,
             slice_s=settings.slice_ms / 1000,
             block_timeout_s=settings.block_timeout_s,
+            alarm_timeout_s=settings.alarm_timeout_s,
             always_evict=always_evict,
         )
         self._keeps_time = keeps_time
@@ -163,7 +170,7 @@ class ObjectHost:
             return
         found = list(files_in(self._objects_dir, self._classes, self._slots))
         self.quarantine.load(found, self._owns)
-        if self._watch.mark is None:
+        if self._watch.mark is None and self._judges:
             self._watch.mark = mark = RunningMark(self._mark_path)
             ran = mark.read()
             if ran is not None and self._owns(ran[0]):
@@ -291,6 +298,8 @@ class ObjectHost:
             self.alarms.defer(object_id, self._clock.now() + _ALARM_AGAIN_AFTER_S)
             turn.settle(raised(str(object_id), error))
             return turn
+        if self._keeps_time:
+            self._sweep_later()  # nobody may ever call it
         activation.put(turn)
         self._run([activation])
         return turn
@@ -395,13 +404,21 @@ class ObjectHost:
             if self._activations or self._tickets:
                 self._sweep_later(0.0 if left else None)
 
-    def evict(self, object_id: ObjectId) -> bool:
-        """Lets one object hibernate now. False if it has turns running or waiting."""
+    def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
+        """Lets one object hibernate now. False if it has turns running or waiting.
+
+        Args:
+            object_id: of the object.
+            force: ends them with `ObjectReset`. What they have committed stays.
+        """
         activation = self._activations.get(object_id)
         if activation is not None:
-            if not activation.idle:
+            if force and not activation.idle:
+                activation.end("it was evicted by force")
+            if activation.idle:
+                self._evict(activation)
+            elif not force:
                 return False
-            self._evict(activation)
         return True
 
     @contextlib.asynccontextmanager
@@ -548,8 +565,7 @@ class ObjectHost:
             self._run([activation])
 
     def _open(self, activation: Activation) -> DurableObject:
-        if (refusal := self.quarantine.refusal(activation.id)) is not None:
-            raise refusal
+        self.quarantine.admit(activation.id)
         try:
             return self._construct(activation)
         except KeyboardInterrupt:

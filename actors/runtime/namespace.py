@@ -9,8 +9,9 @@
 Objects call each other in the same way, from async methods. A call leaves when what the caller has written is durable,
 and is refused where the object that is called waits for it: it would never return.
 
-An error arrives as the class that was raised. After a lost host the stub repeats only what is safe to repeat; anything
-else raises `ObjectReset`, and the caller decides.
+An error arrives as the class that was raised. Where the host was lost, or the object was reset before it replied, the
+stub repeats what is declared safe to repeat, under one deadline and with one request id; anything else raises
+`ObjectReset`, and the caller decides.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ Class = TypeVar("Class", bound=DurableObject)
 
 #: A host restarts in one to two seconds; repeating goes on for longer than that, and not for ever.
 REPEAT_FOR_S = 15.0
+#: A living host says at once that it reset the object: a disk or a `start` that failed so often fails again.
+RESETS_REPEATED_MAX = 3
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MAX_S = 0.5
 
@@ -138,6 +141,8 @@ class StubMethod:
         deadline_s = loop.time() + timeout_s
         give_up_s = min(deadline_s, loop.time() + REPEAT_FOR_S)
         pause_s = _PAUSE_FIRST_S
+        key, repeatable = str(self._id), self._method.repeat is not Repeat.NEVER
+        resets = 0
         while True:
             left_s = deadline_s - loop.time()
             if chain or timeout_s != CALL_TIMEOUT_S:
@@ -146,17 +151,26 @@ class StubMethod:
             try:
                 async with asyncio.timeout(left_s):
                     reply = await self._backend.send(self._id, call)
-                return unpack(reply)
             except HostRetired as retired:
-                reason, safe = str(retired) or "its host is ending", True
+                error, safe = ObjectReset(key, str(retired) or "its host is ending"), True
             except HostLost as lost:
-                reason, safe = lost.reason, self._method.repeat is not Repeat.NEVER
+                error, safe = ObjectReset(key, lost.reason), repeatable
             except TimeoutError:
-                raise ObjectReset(str(self._id), f"no reply within {timeout_s:g} s") from None
+                raise ObjectReset(key, f"no reply within {timeout_s:g} s") from None
             except LaneFull:
-                raise ObjectOverloaded(str(self._id), "too many calls wait for its host", 1.0) from None
-            if not safe or loop.time() >= give_up_s:
-                raise ObjectReset(str(self._id), reason)
+                raise ObjectOverloaded(key, "too many calls wait for its host", 1.0) from None
+            else:
+                try:
+                    return unpack(reply)
+                except ObjectReset as reset:
+                    # That of another object is an error of the method like any other: who called it has repeated it.
+                    if reset.object_key != key or not repeatable:
+                        raise
+                    resets += 1
+                    error, safe = reset, resets <= RESETS_REPEATED_MAX
+                    pause_s = max(pause_s, reset.retry_after_s or 0.0)
+            if not safe or loop.time() + pause_s >= give_up_s:
+                raise error
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 

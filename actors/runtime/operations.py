@@ -19,7 +19,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 
 from actors.runtime.call import HostLost, HostRetired
-from actors.runtime.errors import InvalidArgument, ObjectReset, SlotOwned
+from actors.runtime.errors import DurableError, InvalidArgument, ObjectReset, SlotOwned
 from actors.runtime.namespace import Objects
 from actors.runtime.object_files import Wanted, after_cursor, cursor_of
 from actors.runtime.object_id import ObjectId
@@ -111,8 +111,17 @@ class Operator:
         merged = heapq.merge(*pages, key=lambda info: (info.id.class_name, info.id.tenant, info.id.name))
         infos = [info for info, _ in zip(merged, range(limit + 1), strict=False)]
         more = len(infos) > limit
-        infos = infos[:limit]
+        infos = list(await asyncio.gather(*[self._told_by_its_host(info) for info in infos[:limit]]))
         return ObjectPage(objects=tuple(infos), next=cursor_of(infos[-1].id) if more else None)
+
+    async def _told_by_its_host(self, info: ObjectInfo) -> ObjectInfo:
+        """What the host of a dedicated object adds, while it lives: nobody else may open the file."""
+        if info.migrations is not None or not info.resident:
+            return info
+        try:
+            return await self.describe(info.id)
+        except DurableError:
+            return info  # it ended meanwhile
 
     async def quarantined(self, *, tenant: str | None = None, limit: int = PAGE_DEFAULT) -> ObjectPage:
         """The objects that are kept from running, since they failed again and again."""
@@ -148,13 +157,19 @@ class Operator:
 
     # -- looking after
 
-    async def evict(self, object_id: ObjectId) -> bool:
+    async def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
         """Lets the object hibernate now. False: it has turns running or waiting.
+
+        Args:
+            object_id: of the object.
+            force: ends what runs and what waits with `ObjectReset`: the way out where a turn never ends. What was
+                committed stays; an alarm whose handler ran is fired again later. A turn that computes is not met: it
+                holds up its whole host.
 
         Raises:
             ObjectNotFound
         """
-        return bool(await self._ask(object_id, "evict", start=False, object_id=object_id))
+        return bool(await self._ask(object_id, "evict", start=False, object_id=object_id, force=force))
 
     async def fire_alarm(self, object_id: ObjectId) -> bool:
         """Runs the object's alarm now, not when it is due. False: it has none.

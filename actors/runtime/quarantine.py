@@ -3,8 +3,8 @@
 A host counts what its objects did to it: a method that ended the process, an activation that failed. What did so time
 after time with no success in between is quarantined: refused before its file is opened, so that its neighbours go on.
 That is recorded beside the object's database, holds across restarts, and ends when somebody releases the object or when
-other code is deployed. What was done by chance, such as running while somebody killed the host, is struck out by the
-next success of the same method.
+a host with other code loads it: until then the record stays, for the old code may come back. What was done by chance,
+such as running while somebody killed the host, is struck out by the next success of the same method.
 
 A method that ends the process for some arguments only, and returns for others in between, is never quarantined; nor is
 one that breaks something which ends the process later, in another's turn.
@@ -46,20 +46,32 @@ class Quarantine:
     Args:
         objects_dir: where the classes' folders are.
         slots: the data directory's number of slots.
-        code: names the code that this host runs. What other code did is forgotten when it is met.
+        code: names the code that this host runs. What other code did is forgotten when the object is loaded.
         clock: for when something happened.
         troubled_max: of how many objects to keep count.
+        judges: forgets and records. Else it holds against an object whatever any code has recorded, and changes nothing
+            but what somebody releases: for who looks after objects, with whatever code that may be.
     """
 
     def __init__(
-        self, objects_dir: Path, slots: int, *, code: str, clock: Clock, troubled_max: int = TROUBLED_MAX
+        self,
+        objects_dir: Path,
+        slots: int,
+        *,
+        code: str,
+        clock: Clock,
+        troubled_max: int = TROUBLED_MAX,
+        judges: bool = True,
     ) -> None:
         self._objects_dir = objects_dir
         self._slots = slots
         self._code = bounded(code)
         self._clock = clock
         self._troubled_max = troubled_max
+        self._judges = judges
         self._troubled: dict[ObjectId, Trouble] = {}
+        #: Whose record is other code's, and still there.
+        self._outdated: set[ObjectId] = set()
 
     # -- at start
 
@@ -77,7 +89,7 @@ class Quarantine:
                 continue
             if path.suffix == _ENDINGS[0]:
                 self.known(object_id)
-            else:
+            elif self._judges:
                 self._remove_file(path, durable=False)
 
     def known(self, object_id: ObjectId) -> Trouble | None:
@@ -89,12 +101,21 @@ class Quarantine:
             return self._troubled[object_id]
         path, now = self._path(object_id), self._clock.now()
         try:
-            found = self._still_held(trouble.read(path, object_id), now)
+            recorded = trouble.read(path, object_id)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             logger.error("object=%s its record of troubles is damaged: %s", object_id, bounded(str(error)))
-            found = Trouble(id=object_id, code=self._code, first_at=now, last_at=now)
+            if not self._judges:
+                return None
+            recorded = Trouble(id=object_id, code=self._code, first_at=now, last_at=now)
+            self._keep(recorded)
+            return recorded
+        if self._judges and recorded.code != self._code:
+            logger.info("object=%s its troubles were with other code: %s", object_id, recorded.reason or "few")
+            self._outdated.add(object_id)
+            return None
+        found = self._still_held(recorded, now)
         if found is None:
             self._remove_file(path, durable=False)
         else:
@@ -102,6 +123,17 @@ class Quarantine:
         return found
 
     # -- what happens to objects
+
+    def admit(self, object_id: ObjectId) -> None:
+        """The object is about to be loaded: what other code has recorded of it is over.
+
+        Raises:
+            ObjectQuarantined: it may not be.
+        """
+        if (refusal := self.refusal(object_id)) is not None:
+            raise refusal
+        if object_id in self._outdated:
+            self._forget(object_id, durable=True)
 
     def crashed(self, object_id: ObjectId, method: str) -> Trouble:
         """A host died while it ran this method of the object; `ACTIVATION` stands for making it resident.
@@ -170,6 +202,8 @@ class Quarantine:
         """Forgets all that is held against the object, as also when it is deleted. Says whether it was quarantined."""
         found = self.known(object_id)
         if found is None:
+            if object_id in self._outdated:
+                self._forget(object_id, durable=True)
             return False
         was_quarantined = found.quarantined_at is not None
         if was_quarantined:
@@ -186,10 +220,7 @@ class Quarantine:
         return held or Trouble(id=object_id, code=self._code, first_at=now, last_at=now)
 
     def _still_held(self, found: Trouble, now: float) -> Trouble | None:
-        if found.code != self._code:
-            logger.info("object=%s its troubles were with other code: %s", found.id, found.reason or "few")
-            return None
-        if found.quarantined_at is not None:
+        if found.quarantined_at is not None or not self._judges:
             return found
         # In the future lies what a wrong clock recorded, and it would never grow old.
         recent = tuple(strikes for strikes in found.strikes if abs(now - strikes.last_at) <= STRIKES_KEPT_S)
@@ -205,12 +236,17 @@ class Quarantine:
         return replace(after, quarantined_at=now, reason=reason)
 
     def _settle(self, before: Trouble, after: Trouble) -> None:
+        if not self._judges:
+            return
         if after.empty:
             self._forget(after.id, durable=False)
         elif after != before:
             self._record(after, durable=False)
 
     def _record(self, after: Trouble, *, durable: bool) -> Trouble:
+        if not self._judges:
+            return after
+        self._outdated.discard(after.id)
         self._keep(after)
         try:
             trouble.write(self._path(after.id), after, durable=durable)
@@ -219,7 +255,7 @@ class Quarantine:
         return after
 
     def _keep(self, found: Trouble) -> None:
-        if found.id not in self._troubled and len(self._troubled) >= self._troubled_max:
+        if self._judges and found.id not in self._troubled and len(self._troubled) >= self._troubled_max:
             # Some at once: to look for one among all takes as long.
             going = sorted(self._troubled.values(), key=_weight)[: max(1, self._troubled_max // 16)]
             logger.error("objects=%d make trouble; forgetting %d", len(self._troubled), len(going))
@@ -229,6 +265,7 @@ class Quarantine:
 
     def _forget(self, object_id: ObjectId, *, durable: bool) -> None:
         self._troubled.pop(object_id, None)
+        self._outdated.discard(object_id)
         self._remove_file(self._path(object_id), durable=durable)
 
     def _remove_file(self, path: Path, *, durable: bool) -> None:

@@ -38,5 +38,6 @@ class HostServices:
     #: An object that has run for so long lets others run.
     slice_s: float
     block_timeout_s: float
+    alarm_timeout_s: float
     #: Objects hibernate after each of their turns.
     always_evict: bool

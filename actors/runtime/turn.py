@@ -17,8 +17,6 @@ from actors.runtime.object import MethodSpec
 
 #: A call that has no reply by then is given up by its caller, whatever became of it.
 CALL_TIMEOUT_S = 60.0
-#: Nobody waits for an alarm's handler. After so long it calls nobody any more, and is tried again.
-ALARM_TIMEOUT_S = 900.0
 
 
 class Turn:
@@ -105,10 +103,10 @@ PLAIN_TURN = TurnContext((), 0.0, SystemClock(), Gate(), may_await=False)
 current_turn: ContextVar[TurnContext | None] = ContextVar("current_turn", default=None)
 
 
-def context_of(object_key: str, turn: Turn, clock: Clock, output: Gate) -> TurnContext:
-    """For an async turn."""
+def context_of(object_key: str, turn: Turn, clock: Clock, output: Gate, alarm_timeout_s: float) -> TurnContext:
+    """For an async turn; nobody waits for one of an alarm, which has a time of its own."""
     chain: tuple[str, ...] = turn.trail[1] if turn.trail else ()
     if not turn.method.interleaved:
         chain = (*chain, object_key)
-    deadline_s = clock.monotonic() + ALARM_TIMEOUT_S if turn.is_alarm else turn.deadline_s
+    deadline_s = clock.monotonic() + alarm_timeout_s if turn.is_alarm else turn.deadline_s
     return TurnContext(chain, deadline_s, clock, output)

@@ -147,10 +147,13 @@ async def query(request: Request, caller: Caller, object_id: Named, body: NewQue
 
 
 @router.post("/{class_name}/evict", status_code=204, responses=_CONFLICT)
-async def evict(request: Request, caller: Caller, object_id: Named) -> Response:
-    """Has the object leave memory. Nothing is lost by it. 409 while it has calls running or waiting."""
-    _note(caller, "evict", object_id)
-    if not await services_of(request).operator.evict(object_id):
+async def evict(request: Request, caller: Caller, object_id: Named, force: bool = False) -> Response:
+    """Has the object leave memory. Nothing is lost by it. 409 while it has calls running or waiting.
+
+    `force` ends those calls, which are answered as if the object was lost: the way out where one never ends.
+    """
+    _note(caller, "evict by force" if force else "evict", object_id)
+    if not await services_of(request).operator.evict(object_id, force=force):
         raise ObjectConflict(str(object_id), "calls are running or waiting")
     return Response(status_code=204)
 

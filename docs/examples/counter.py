@@ -35,4 +35,5 @@ async def visit(objects: LocalBackend) -> None:
     objects.close()
 
 
-asyncio.run(visit(LocalBackend(Path(sys.argv[1]), [Counter])))
+folder = sys.argv[1] if len(sys.argv) == 2 else sys.exit("usage: counter.py FOLDER")
+asyncio.run(visit(LocalBackend(Path(folder), [Counter])))

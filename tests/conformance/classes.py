@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors.runtime import AlarmInfo, DurableObject, exactly_once, interleaved, read
+from actors.runtime import AlarmInfo, DurableObject, exactly_once, idempotent, interleaved, read
 from actors.runtime.namespace import Stub
 from tests.objects import Ledger, Notebook, Refusal
 
@@ -175,6 +175,38 @@ class Desk(Notebook):
 
     async def call_by_reference(self, name: str) -> Any:
         return self.other(name).add.remote("never")
+
+    # -- calls that end in a reset of the object, the first times
+
+    @exactly_once
+    def append_after_resets(self, text: str, runs: Path, resets: int) -> int:
+        self._reset(runs, resets)
+        return self.add(text)
+
+    @idempotent
+    async def put_after_resets(self, key: str, runs: Path, resets: int) -> None:
+        await asyncio.sleep(0)
+        self._reset(runs, resets)
+        self.put(key, "put")
+
+    def add_after_resets(self, text: str, runs: Path, resets: int) -> int:
+        self._reset(runs, resets)
+        return self.add(text)
+
+    async def have_appended_after_resets(self, name: str, text: str, runs: Path, resets: int) -> int:
+        return int(await self.other(name).append_after_resets(text, runs, resets))
+
+    @idempotent
+    async def have_added_after_resets(self, name: str, runs: Path, runs_of_other: Path) -> None:
+        self._reset(runs, 0)
+        await self.other(name).add_after_resets("never", runs_of_other, 1)
+
+    def _reset(self, runs: Path, resets: int) -> None:
+        """Notes the run in a file, which outlives the reset, and has the object reset if it is one of the first."""
+        with runs.open("a") as file:
+            file.write(".")
+        if runs.stat().st_size <= resets:
+            self.roll_back_by_conflict("never")
 
     # -- storage
 

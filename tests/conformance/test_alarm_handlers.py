@@ -55,6 +55,27 @@ class TestFailingHandler:
     def told(self) -> list[AlarmInfo]:
         return []
 
+    async def test_one_that_takes_too_long_is_ended_and_counts_as_failed(
+        self, alarmed: Alarmed, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settings["alarm_timeout_s"] = 0.05
+        tries: list[int] = []
+
+        async def alarm(desk: Desk, info: AlarmInfo) -> None:
+            tries.append(info.retry_count)
+            desk.add("before")
+            if len(tries) == 1:
+                await asyncio.get_running_loop().create_future()
+
+        async with alarmed(alarm) as (lab, desk, due_at):
+            await lab.advance(10)
+            assert lab.alarm_of(desk) == due_at + 2
+            assert "no end within 0.05 s" in caplog.text
+            await lab.advance(2)
+            assert lab.alarm_of(desk) is None
+            assert await desk.lines() == ["before", "before"]
+        assert tries == [0, 1]
+
     @pytest.mark.parametrize("chance", [0.0, 1.0])
     async def test_it_is_tried_again_after_2_4_8_16_32_and_64_seconds_and_given_up(
         self, told: list[AlarmInfo], alarmed: Alarmed, chance: float, caplog: pytest.LogCaptureFixture

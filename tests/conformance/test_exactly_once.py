@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.runtime import ObjectReset, RequestReused
 from actors.runtime.call import unpack
-from actors.runtime.namespace import Stub
+from actors.runtime.namespace import RESETS_REPEATED_MAX, Stub
 from actors.testing import Lab
 from tests.conformance.classes import Desk
 from tests.conformance.support import Backend, call_of, ticks
@@ -66,6 +67,51 @@ class ExactlyOnce:
         assert await self.request(backend, desk, "append_and_set_alarm", "x", far) == 1
         assert await desk.alarm_at() is None
 
+    @pytest.mark.parametrize("resets", [1, RESETS_REPEATED_MAX])
+    async def test_the_stub_repeats_a_request_that_ended_in_a_reset_of_its_object(
+        self, desk: Stub[Desk], tmp_path: Path, resets: int
+    ) -> None:
+        runs = tmp_path / "runs"
+        assert await desk.append_after_resets("x", runs, resets) == 1
+        assert runs.stat().st_size == resets + 1
+        assert await desk.lines() == ["x"]
+
+    async def test_the_stub_repeats_an_idempotent_async_method_too(self, desk: Stub[Desk], tmp_path: Path) -> None:
+        await desk.put_after_resets("k", tmp_path / "runs", 1)
+        assert await desk.get("k") == "put"
+
+    async def test_a_stub_within_an_object_repeats_as_well(
+        self, backend: Backend, desk: Stub[Desk], tmp_path: Path
+    ) -> None:
+        name = f"{desk.id.name}-other"
+        assert await desk.have_appended_after_resets(name, "x", tmp_path / "runs", 2) == 1
+        assert await backend.namespace(Desk).get("acme", name).lines() == ["x"]
+
+    async def test_an_object_that_is_reset_every_time_is_asked_a_few_times_and_no_more(
+        self, desk: Stub[Desk], tmp_path: Path
+    ) -> None:
+        runs = tmp_path / "runs"
+        with pytest.raises(ObjectReset):
+            await desk.append_after_resets("x", runs, 1_000)
+        assert runs.stat().st_size == 1 + RESETS_REPEATED_MAX
+
+    async def test_a_method_without_a_mark_is_not_repeated_after_a_reset(
+        self, desk: Stub[Desk], tmp_path: Path
+    ) -> None:
+        runs = tmp_path / "runs"
+        with pytest.raises(ObjectReset):
+            await desk.add_after_resets("x", runs, 1)
+        assert runs.stat().st_size == 1
+
+    async def test_the_reset_of_an_object_that_was_called_does_not_have_the_caller_run_again(
+        self, desk: Stub[Desk], tmp_path: Path
+    ) -> None:
+        runs, name = tmp_path / "runs", f"{desk.id.name}-other"
+        with pytest.raises(ObjectReset) as reset:
+            await desk.have_added_after_resets(name, runs, tmp_path / "runs of other")
+        assert reset.value.object_key == f"Desk/acme:{name}"
+        assert runs.stat().st_size == 1
+
 
 class TestExactlyOnce(ExactlyOnce):
     """In process."""
@@ -95,6 +141,13 @@ class TestExactlyOnce(ExactlyOnce):
             await self.request(lab, desk, "append", "x")
         assert await self.request(lab, desk, "append", "x") == 1
         assert await desk.lines() == ["x"]
+
+    @pytest.mark.parametrize("reached_disk", [False, True])
+    async def test_a_stub_uses_one_id_for_all_that_it_sends(self, lab: Lab, reached_disk: bool) -> None:
+        desk = lab.get(Desk, "acme", "d")
+        for number in (1, 2):
+            lab.fail_next_commit(desk, reached_disk=reached_disk)
+            assert await desk.append("x") == number
 
     async def test_reads_and_repeatable_writes_are_repeated_when_their_host_is_lost(self, lab: Lab) -> None:
         desk = lab.get(Desk, "acme", "d")

@@ -150,7 +150,7 @@ class Interleaving:
         failures.write_text("3")
         stub = backend.namespace(Moody).get("acme", str(failures))
         for left in (2, 1, 0):
-            outcomes = await outcomes_of(stub.lines(), stub.add("never"))
+            outcomes = await outcomes_of(stub.add("never"), stub.add_in_steps("never"))
             assert [type(outcome) for outcome in outcomes] == [ObjectReset, ObjectReset]
             assert "not in the mood" in str(outcomes[0])
             assert failures.read_text() == str(left)
@@ -252,7 +252,7 @@ class TestInterleaving(Interleaving):
         async with Lab([desk_class], settings=HostSettings(**{**settings, "block_timeout_s": 0.05})) as lab:
             desk = lab.get(desk_class, "acme", "d")
             for _ in range(tries):
-                outcomes = await outcomes_of(desk.add("x"), desk.peek(), desk.add_in_steps("y"))
+                outcomes = await outcomes_of(desk.add("x"), desk.add_between("x"), desk.add_in_steps("y"))
                 assert [type(outcome) for outcome in outcomes] == [ObjectReset] * 3
                 assert "no end within 0.05 s" in str(outcomes[0])
             assert "x" not in await desk.lines()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,17 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from actors.runtime.backend_local import LocalBackend
+from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
+from tests.conformance.classes import Desk
+from tests.conformance.support import call_of
 from tests.fault.child import Child, serve
-from tests.objects import Notebook
 
 #: One slot, so that a start is short; no object hibernates by itself, so that each run makes the same calls.
 SETTINGS = HostSettings(slots=1, idle_after_s=86_400.0)
-OBJECT = ObjectId("Notebook", "acme", "n")
-#: A method of the notebook with its arguments.
+OBJECT = ObjectId("Desk", "acme", "n")
+#: A method of the desk with its arguments.
 Call: TypeAlias = Sequence[Any]
 
 
@@ -34,8 +37,8 @@ class Outcome:
     text: str = ""
 
 
-def notebook_in(data_dir: Path) -> LocalBackend:
-    return LocalBackend(data_dir, [Notebook], settings=SETTINGS)
+def desk_in(data_dir: Path) -> LocalBackend:
+    return LocalBackend(data_dir, [Desk], settings=SETTINGS)
 
 
 class Victim:
@@ -84,13 +87,19 @@ class Program:
             if not self._started[-1].host.evict(OBJECT):
                 raise RuntimeError("the object is busy")
             return []
-        stub = self._started[-1].namespace(Notebook).get(OBJECT.tenant, OBJECT.name)
-        calls = [getattr(stub, method)(*arguments) for method, *arguments in order["calls"]]
+        calls = [self._call(method, *arguments) for method, *arguments in order["calls"]]
         return [_outcome(value) for value in await asyncio.gather(*calls, return_exceptions=True)]
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """Sent once: a stub would repeat what it may, and the test is to see each answer."""
+        backend = self._started[-1]
+        stub = backend.namespace(Desk).get(OBJECT.tenant, OBJECT.name)
+        request_id = secrets.token_hex(8) if method == "append" else ""
+        return unpack(await backend.send(OBJECT, call_of(stub, method, *arguments, request_id=request_id)))
 
     def _start(self, data_dir: Path) -> dict[str, Any]:
         try:
-            self._started.append(notebook_in(data_dir))
+            self._started.append(desk_in(data_dir))
         except Exception as error:  # whatever it is, the test is told
             return _outcome(error)
         return _outcome(None)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from actors import LocalBackend, Operator
 from actors.runtime.query import TIMEOUT_MAX_S
+from tests.conformance.classes import Desk
 from tests.fault.disk_victim import OBJECT, SETTINGS
-from tests.objects import Notebook
 
 
 async def main(data_dir: str, sql: str) -> None:
-    backend = LocalBackend(Path(data_dir), [Notebook], settings=SETTINGS)
+    backend = LocalBackend(Path(data_dir), [Desk], settings=SETTINGS)
     await Operator(backend).query(OBJECT, sql, timeout_s=TIMEOUT_MAX_S)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conformance.classes import Desk
 from tests.conftest import REPOSITORY
-from tests.fault.disk_victim import OBJECT, SETTINGS, notebook_in
-from tests.objects import Notebook
+from tests.fault.disk_victim import OBJECT, SETTINGS, desk_in
 from tests.readers import reader_of
 
 TEXT = "a" * 2_000_000
@@ -27,8 +27,8 @@ GONE_WITHIN_S = 2.0
 async def test_a_killed_host_leaves_no_query_that_has_the_file(data_dir: Path, logged: bool) -> None:
     path = OBJECT.path(data_dir / "objects", SETTINGS.slots)
     log = path.with_name(path.name + "-wal")
-    backend = notebook_in(data_dir)
-    await backend.namespace(Notebook).get(OBJECT.tenant, OBJECT.name).add(TEXT)
+    backend = desk_in(data_dir)
+    await backend.namespace(Desk).get(OBJECT.tenant, OBJECT.name).add(TEXT)
     before, in_log = path.read_bytes(), log.read_bytes()
     backend.close()
     if logged:  # as a crash leaves it; whoever reads it has the file locked
@@ -48,5 +48,5 @@ async def test_a_killed_host_leaves_no_query_that_has_the_file(data_dir: Path, l
         host.kill()
         await host.wait()
     await asyncio.to_thread(left.wait, GONE_WITHIN_S)
-    with contextlib.closing(notebook_in(data_dir)) as successor:
-        assert await successor.namespace(Notebook).get(OBJECT.tenant, OBJECT.name).lines() == [TEXT]
+    with contextlib.closing(desk_in(data_dir)) as successor:
+        assert await successor.namespace(Desk).get(OBJECT.tenant, OBJECT.name).lines() == [TEXT]

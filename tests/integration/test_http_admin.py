@@ -152,6 +152,7 @@ def test_an_object_is_evicted_and_deleted(demo: httpx.Client, service: Service) 
     params = {"name": name}
     ok(demo.post(f"{ADMIN}/ChatSession/evict", params=params), 204)
     assert not ok(demo.get(f"{ADMIN}/ChatSession", params=params))["resident"]
+    ok(demo.post(f"{ADMIN}/ChatSession/evict", params={**params, "force": "true"}), 204)
     assert ok(demo.post(f"{ADMIN}/ChatSession/alarm", params=params)) == {"fired": False}
     assert ok(demo.post(f"{ADMIN}/ChatSession/release", params=params)) == {"released": False}
     assert contents(demo, f"/chat/sessions/{name}") == ["first"]

@@ -7,6 +7,7 @@ after each step.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from actors.runtime import AlarmInfo, ObjectReset
+from actors.runtime import AlarmInfo, CallCycle, ObjectReset, idempotent, interleaved, read
 from actors.runtime.alarm import RETRIES_MAX
 from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
@@ -33,6 +34,8 @@ NAMES = st.sampled_from(["a", "b", "A", "a:b", "ö", "%"])
 TEXTS = st.text("xyz", min_size=1, max_size=3)
 REQUEST_IDS = st.sampled_from(["r1", "r2", "r3"])
 AGAIN_S = 30.0
+#: What the keys of the values begin with: the notebook has keys of its own.
+VALUES = "value/"
 #: What a handler does: sets or drops the alarm or not, then fails or not, in the same step or in another.
 PLANS = st.sampled_from(
     [
@@ -72,6 +75,53 @@ class Ringer(Notebook):
     def alarm_at(self) -> float | None:
         return self.storage.get_alarm()
 
+    # -- values by key, nested transactions, calls to others, turns that interleave
+
+    @idempotent
+    def put_value(self, key: str, value: str) -> None:
+        self.storage.kv.put(f"{VALUES}{key}", value)
+
+    def delete_value(self, key: str) -> None:
+        self.storage.kv.delete(f"{VALUES}{key}")
+
+    @read
+    def values(self, prefix: str = "", limit: int = 100, reverse: bool = False) -> dict[str, Any]:
+        found = self.storage.kv.list(f"{VALUES}{prefix}", limit=limit, reverse=reverse)
+        return {key.removeprefix(VALUES): value for key, value in found.items()}
+
+    def nest(self, text: str, inner: str, undo: str) -> None:
+        """Writes in a transaction and in one within it; the one of `undo` is undone."""
+        with contextlib.suppress(Refusal), self.storage.transaction():
+            self.add(text)
+            self.storage.kv.put(f"{VALUES}{text}", "outer")
+            with contextlib.suppress(Refusal), self.storage.transaction():
+                self.add(inner)
+                self.storage.kv.delete(f"{VALUES}{inner}")
+                if undo == "inner":
+                    raise Refusal("undo", 1)
+            if undo == "outer":
+                raise Refusal("undo", 1)
+
+    async def have_added(self, name: str, text: str) -> int:
+        self.add(f"asks {text}")
+        other = self.objects.namespace(Ringer).get(self.id.tenant, name)
+        number = int(await other.add(text))
+        self.add(f"asked {text}")
+        return number
+
+    async def add_around(self, text: str, between: str) -> None:
+        """Waits until an interleaved turn has added its line."""
+        self.add(text)
+        lines = len(self.lines())
+        while len(self.lines()) == lines:
+            await asyncio.sleep(0)
+        self.add(f"{text} {between}")
+
+    @interleaved
+    async def add_between(self, text: str) -> int:
+        await asyncio.sleep(0)
+        return self.add(text)
+
     async def alarm(self, info: AlarmInfo) -> None:
         plan = self.storage.kv.get("plan", "ok")
         if plan == "erase":
@@ -94,6 +144,7 @@ class Model:
 
     lines: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
     requests: dict[str, tuple[str, int]] = field(default_factory=dict)
     #: Numbers are not given twice, while the object exists.
     last_number: int = 0
@@ -248,6 +299,70 @@ class DurableObjects(RuleBasedStateMachine):
         self.run(self.stub(name).erase())
         self.models[name] = Model()
 
+    # -- values by key, nested transactions, calls to others, turns that interleave
+
+    @rule(name=NAMES, key=TEXTS, value=TEXTS)
+    def put_value(self, name: str, key: str, value: str) -> None:
+        self.run(self.stub(name).put_value(key, value))
+        self.model(name).values[key] = value
+
+    @rule(name=NAMES, key=TEXTS)
+    def delete_value(self, name: str, key: str) -> None:
+        self.run(self.stub(name).delete_value(key))
+        self.model(name).values.pop(key, None)
+
+    @rule(name=NAMES, prefix=st.text("xyz", max_size=2), limit=st.integers(1, 4), reverse=st.booleans())
+    def list_values(self, name: str, prefix: str, limit: int, reverse: bool) -> None:
+        found = self.run(self.stub(name).values(prefix, limit, reverse))
+        values = self.model(name).values
+        keys = sorted((key for key in values if key.startswith(prefix)), reverse=reverse)[:limit]
+        assert list(found.items()) == [(key, values[key]) for key in keys]
+
+    @rule(name=NAMES, text=TEXTS, inner=TEXTS, undo=st.sampled_from(["", "inner", "outer"]))
+    def nest(self, name: str, text: str, inner: str, undo: str) -> None:
+        self.run(self.stub(name).nest(text, inner, undo))
+        if undo != "outer":
+            model = self.model(name)
+            model.add(text)
+            model.values[text] = "outer"
+            if undo != "inner":
+                model.add(inner)
+                model.values.pop(inner, None)
+
+    @rule(name=NAMES, other=NAMES, text=TEXTS)
+    def call_another(self, name: str, other: str, text: str) -> None:
+        call = self.stub(name).have_added(other, text)
+        if name == other:
+            with pytest.raises(CallCycle):  # within the first step, which is undone
+                self.run(call)
+            return
+        self.model(name).add(f"asks {text}")
+        assert self.run(call) == self.model(other).add(text)
+        self.model(name).add(f"asked {text}")
+
+    @rule(name=NAMES, other=NAMES, text=TEXTS, spoil=SPOILS)
+    def lose_the_commit_of_one_that_is_called(self, name: str, other: str, text: str, spoil: tuple[str, bool]) -> None:
+        how, reached_disk = spoil
+        if name == other or how == "crash":
+            return
+        self.spoil(other, how, reached_disk)
+        with pytest.raises(ObjectReset):
+            self.run(self.stub(name).have_added(other, text))
+        self.model(name).add(f"asks {text}")
+        if reached_disk:
+            self.model(other).add(text)
+
+    @rule(name=NAMES, text=TEXTS, between=TEXTS)
+    def interleave(self, name: str, text: str, between: str) -> None:
+        stub, model = self.stub(name), self.model(name)
+
+        async def together() -> list[Any]:
+            return list(await asyncio.gather(stub.add_around(text, between), stub.add_between(between)))
+
+        model.add(text)
+        assert self.run(together()) == [None, model.add(between)]
+        model.add(f"{text} {between}")
+
     # -- alarms
 
     @rule(name=ALARMED, plan=PLANS)
@@ -383,6 +498,11 @@ class DurableObjects(RuleBasedStateMachine):
 
         assert self.run(twice()) == model.append(text, request_id)
 
+    @rule(name=NAMES, text=TEXTS, reached_disk=st.booleans())
+    def a_stub_repeats_a_request_whose_commit_failed(self, name: str, text: str, reached_disk: bool) -> None:
+        self.spoil(name, "fail", reached_disk)
+        assert self.run(self.stub(name).append(text)) == self.model(name).add(text)
+
     @rule(name=NAMES)
     def hibernate(self, name: str) -> None:
         self.lab.evict(self.stub(name))
@@ -407,12 +527,17 @@ class DurableObjects(RuleBasedStateMachine):
             found = {}
             for name in self.models:
                 stub = self.stub(name)
-                found[name] = (await stub.lines(), await stub.notes(), await stub.alarm_at())
+                found[name] = (
+                    await stub.lines(),
+                    await stub.notes(),
+                    await stub.values(),
+                    await stub.alarm_at(),
+                )
             return found
 
         if hasattr(self, "lab"):
             expected = {
-                name: (model.lines, model.notes, model.alarm[0] if model.alarm else None)
+                name: (model.lines, model.notes, model.values, model.alarm[0] if model.alarm else None)
                 for name, model in self.models.items()
             }
             assert self.run(look()) == expected

@@ -15,6 +15,7 @@ import pytest
 
 from actors import LocalBackend
 from actors.cli.commands import main
+from actors.cli.output import CELL_CHARS_MAX
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.runtime.quarantine import CRASHES_MAX
@@ -136,6 +137,13 @@ def test_an_object_is_described(terminal: Terminal) -> None:
     assert (facts["object"], facts["resident"], facts["migrations"]) == ("Notebook/acme:one", "no", "1")
 
 
+def test_a_long_value_is_cut_in_a_table_and_whole_in_json(terminal: Terminal) -> None:
+    asked = ("query", "Notebook/acme:one", "SELECT ? AS long, 'y' AS short", "x" * 5000)
+    row = terminal.type(*asked)[1].splitlines()[1]
+    assert row.split() == [f"{'x' * (CELL_CHARS_MAX - 1)}…", "y"]
+    assert terminal.json(*asked)[1] == ["x" * 5000, "y"]
+
+
 def test_a_query_shows_its_rows(terminal: Terminal) -> None:
     asked = ("query", "Notebook/acme:one", "SELECT text, x'00ff' AS raw, 9e999 FROM line WHERE text = ?", "a line")
     columns, *rows = terminal.json(*asked)
@@ -193,8 +201,22 @@ def test_objects_in_quarantine_are_listed_and_released(terminal: Terminal) -> No
     assert terminal.json("quarantine") == []
 
 
+def test_who_looks_with_other_code_leaves_the_quarantine_as_it_is(terminal: Terminal) -> None:
+    terminal.quarantine(notebook("two"))
+    record = terminal.path(notebook("two")).with_suffix(".trouble")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "code": "another's"}))
+    before = record.read_bytes()
+    (found,) = terminal.json("quarantine")
+    assert (found["object"], found["quarantined"]) == ("Notebook/acme:two", True)
+    assert "quarantined" in terminal.fails("alarm", "Notebook/acme:two")
+    assert record.read_bytes() == before
+    assert terminal.json("release", "Notebook/acme:two") == [{"object": "Notebook/acme:two", "done": "released"}]
+    assert not record.exists()
+
+
 def test_an_object_is_evicted_and_has_no_alarm(terminal: Terminal) -> None:
     assert terminal.json("evict", "Notebook/acme:one") == [{"object": "Notebook/acme:one", "done": "evicted"}]
+    assert terminal.type("evict", "Notebook/acme:one", "--force")[:2] == (0, "Notebook/acme:one: evicted\n")
     assert "has no alarm" in terminal.fails("alarm", "Notebook/acme:one")
 
 
@@ -221,7 +243,6 @@ def test_a_sweep_that_failed_for_an_object_says_for_which_and_why(terminal: Term
     [
         (["describe", "Notebook/acme:none"], "Notebook/acme:none does not exist"),
         (["describe", "Nobody/acme:one"], "does not exist"),
-        (["query", "Notebook/acme:one", "DELETE FROM line"], "may not do more than SELECT"),
         (["import", "Notebook/acme:new", "/nowhere/file"], "No such file"),
     ],
 )
@@ -237,6 +258,7 @@ def test_what_can_not_be_done_is_said_in_one_line(terminal: Terminal, argv: list
         (["list", "Nobody"], "no such durable class"),
         (["list", "--limit", "0"], "limit"),
         (["query", "Notebook/acme:one", "SELEC"], "syntax error"),
+        (["query", "Notebook/acme:one", "DELETE FROM line"], "may not do more than SELECT"),
     ],
 )
 def test_what_was_asked_wrong_is_said_in_one_line_too(terminal: Terminal, argv: list[str], said: str) -> None:

@@ -33,6 +33,15 @@ def test_a_counter_goes_on_counting_where_an_earlier_process_left_off(tmp_path: 
     assert run_counter(tmp_path, environ=environ) == "found 5, added: [6, 7, 8, 9, 10]\n"
 
 
+def test_a_counter_without_a_folder_says_what_it_needs() -> None:
+    ran = subprocess.run(
+        [sys.executable, str(EXAMPLES / "counter.py")], capture_output=True, text=True, timeout=RUN_WITHIN_S
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("usage: ")
+    assert len(ran.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda example: example.name)
 def test_an_example_stays_short(example: Path) -> None:
     assert len(example.read_text().splitlines()) < LINES_MAX

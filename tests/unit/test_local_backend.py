@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from actors import DurableObject, KeyValue, LocalBackend, read
 from actors.runtime.host import HostSettings
+from tests.conformance.support import until
+from tests.objects import AlarmClock
 
 
 async def test_an_idle_object_hibernates_without_being_told(data_dir: Path) -> None:
@@ -22,6 +25,26 @@ async def test_an_idle_object_hibernates_without_being_told(data_dir: Path) -> N
             while backend.host.resident_objects:
                 await asyncio.sleep(0.01)
         assert (await item.get("key"))["value"] == 1
+    finally:
+        backend.close()
+
+
+async def test_an_object_that_its_alarm_woke_hibernates_without_being_told(data_dir: Path, tmp_path: Path) -> None:
+    backend = LocalBackend(data_dir, [AlarmClock], settings=HostSettings(slots=2, idle_after_s=0.02))
+    bell = tmp_path / "bell"
+
+    async def nothing_is_resident() -> bool:
+        return not backend.host.resident_objects
+
+    async def it_rang() -> bool:
+        return bell.exists()
+
+    try:
+        await backend.namespace(AlarmClock).get("acme", "a").ring_at(time.time() + 0.3, bell)
+        await until(nothing_is_resident)
+        assert not bell.exists()
+        await until(it_rang)
+        await until(nothing_is_resident)
     finally:
         backend.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 
 import ray
@@ -18,6 +19,9 @@ from actors.runtime.backend_ray.backend import RayBackend
 from actors.runtime.backend_ray.control import Control
 from actors.runtime.backend_ray.named import ACTOR_OPTIONS, CONTROL_PREFIX, NAMESPACE, START_TIMEOUT_S
 from actors.runtime.placement import Cluster
+
+#: A cluster that lives takes a connection at once.
+ANSWER_TIMEOUT_S = 5.0
 
 
 def start(cluster: Cluster) -> RayBackend:
@@ -43,7 +47,9 @@ def connect(address: str = "auto") -> RayBackend:
         ClassesRefused, SlotOwned: objects would be hosted on it, were it not for this.
     """
     if not ray.is_initialized():
-        _allow_loopback(address)
+        addresses = _addresses(address)
+        _require_one_answers(addresses)
+        _allow_loopback(addresses)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     refusal: Exception | None = None
     for actor in ray.util.list_named_actors(all_namespaces=True):
@@ -58,15 +64,41 @@ def connect(address: str = "auto") -> RayBackend:
     raise ConnectionError("no durable objects are hosted on this Ray cluster; start the service first")
 
 
-def _allow_loopback(address: str) -> None:
+def _addresses(address: str) -> set[str]:
+    """Where the cluster may be, as Ray will look for it."""
+    if address != "auto":
+        return {address}
+    named = os.environ.get("RAY_ADDRESS")
+    return {named} if named else set(services.find_gcs_addresses())
+
+
+def _require_one_answers(addresses: set[str]) -> None:
+    """Ray tries for minutes, and says so again and again, where nobody listens.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    reasons = []
+    for address in sorted(addresses):
+        host, separator, port = address.removeprefix("ray://").rpartition(":")
+        if not separator or not port.isdecimal():
+            return  # a name that Ray knows what to do with
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S):
+                return
+        except (OSError, OverflowError) as error:
+            reasons.append(f"no Ray cluster answers at {address}: {error}")
+    if reasons:
+        raise ConnectionError("; ".join(reasons))
+
+
+def _allow_loopback(addresses: set[str]) -> None:
     """Lets this process join a cluster that listens on 127.0.0.1 alone, as `make run` starts it.
 
     Ray replaces 127.0.0.1 by the machine's outward address, where such a cluster does not listen, unless told that the
     cluster is of a kind that lives on loopback. It reads the variable once, on import, which has happened here. It also
     sends its user's token only where the cluster was found and not named.
     """
-    addresses = services.find_gcs_addresses() if address == "auto" else {address}
-    addresses = {os.environ.get("RAY_ADDRESS") or found for found in addresses}
     if any(found.startswith("127.0.0.1:") for found in addresses):
         logging.getLogger("ray").setLevel(logging.ERROR)  # as `ray.init` is told, later; this says what it does
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)

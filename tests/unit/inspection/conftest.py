@@ -10,7 +10,7 @@ import pytest
 from actors import LocalBackend, Operator
 from actors.runtime.clock import ManualClock
 from tests.objects import AlarmClock, Ledger, Notebook
-from tests.unit.inspection.support import MADE, NOW, SETTINGS, Growing
+from tests.unit.inspection.support import MADE, NOW, SETTINGS, Endless, Growing
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def backend(data_dir: Path, clock: ManualClock) -> Iterator[LocalBackend]:
-    backend = LocalBackend(data_dir, [Notebook, Ledger, Growing, AlarmClock], settings=SETTINGS, clock=clock)
+    backend = LocalBackend(data_dir, [Notebook, Ledger, Growing, AlarmClock, Endless], settings=SETTINGS, clock=clock)
     MADE.clear()
     yield backend
     backend.close()

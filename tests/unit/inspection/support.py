@@ -53,6 +53,33 @@ class Growing(DurableObject):
         self.storage.sql("INSERT INTO thing (name) VALUES (?)", name)
 
 
+class Endless(DurableObject):
+    """Has turns that never end, however they are asked to."""
+
+    async def hang(self, text: str) -> None:
+        self.storage.kv.put("text", text)
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().create_future()
+
+    async def hang_alone(self) -> None:
+        await self.block_concurrency_while(lambda: self.hang("alone"))
+
+    async def erase_and_hang(self) -> None:
+        self.storage.delete_all()
+        await asyncio.get_running_loop().create_future()
+
+    def ring_now(self) -> None:
+        self.storage.set_alarm(self.clock.now())
+
+    async def alarm(self, info: object) -> None:
+        await self.hang("alarm")
+
+    def text(self) -> str | None:
+        found: str | None = self.storage.kv.get("text")
+        return found
+
+
 GrowingBefore = type("Growing", (Growing,), {"migrations": old_steps, "__module__": __name__})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from actors.runtime import (
     ObjectNotFound,
     ObjectReset,
 )
-from actors.runtime.call import HostLost, HostRetired
+from actors.runtime.call import HostLost, HostRetired, unpack
 from actors.runtime.object_id import ObjectId
 from actors.runtime.operations import Inspectable
+from tests.conformance.support import ticks
 from tests.objects import AlarmClock, Notebook
 from tests.unit.inspection.support import (
     MADE,
     NOW,
     SETTINGS,
+    Endless,
     Growing,
     GrowingBefore,
     busy,
@@ -44,6 +47,83 @@ async def test_an_object_is_evicted_unless_a_turn_runs(
     assert await operator.evict(notebook("one"))
     assert backend.host.resident_objects == 0
     assert await stub.lines() == ["text before", "text after"]
+
+
+async def test_by_force_what_runs_and_what_waits_is_ended_and_what_was_committed_stays(
+    backend: LocalBackend, operator: Operator, tmp_path: Path
+) -> None:
+    stub, turn, _ = await busy(backend, tmp_path)
+    waiting = asyncio.create_task(stub.add("never"))
+    await ticks()
+    assert await operator.evict(notebook("one"), force=True)
+    for call in (turn, waiting):
+        with pytest.raises(ObjectReset, match="by force"):
+            await call
+    assert backend.host.resident_objects == 0
+    assert await stub.add("after") == 2
+    assert await stub.lines() == ["text before", "after"]
+
+
+@pytest.mark.parametrize("method", ["hang", "hang_alone"])
+async def test_an_object_whose_turn_never_ends_is_looked_after_once_it_was_evicted_by_force(
+    backend: LocalBackend, operator: Operator, method: str
+) -> None:
+    stub = backend.namespace(Endless).get("acme", "e")
+    call = asyncio.create_task(getattr(stub, method)(*(["hung"] if method == "hang" else [])))
+    await ticks()
+    assert not await operator.evict(stub.id)
+    assert await operator.evict(stub.id, force=True)
+    with pytest.raises(ObjectReset):
+        await call
+    await ticks()
+    assert await stub.text() == ("hung" if method == "hang" else "alone")
+    assert (await operator.query(stub.id, "SELECT 1")).rows == ((1,),)
+    await operator.delete(stub.id)
+    assert await stub.text() is None
+
+
+async def test_an_object_that_hangs_after_it_deleted_itself_is_evicted_by_force(
+    backend: LocalBackend, operator: Operator
+) -> None:
+    stub = backend.namespace(Endless).get("acme", "e")
+    call = asyncio.create_task(stub.erase_and_hang())
+    await ticks()
+    assert await operator.evict(stub.id, force=True)
+    with pytest.raises(ObjectReset):
+        await call
+    with pytest.raises(ObjectNotFound):
+        await operator.evict(stub.id, force=True)
+
+
+async def test_an_alarm_whose_handler_was_ended_by_force_is_fired_again_later(
+    backend: LocalBackend, operator: Operator
+) -> None:
+    stub = backend.namespace(Endless).get("acme", "e")
+    await stub.ring_now()
+    (turn,) = backend.host.fire_due()
+    await ticks()
+    assert await operator.evict(stub.id, force=True)
+    with pytest.raises(ObjectReset):
+        unpack(await turn.wait())
+    await ticks()
+    assert await stub.text() == "alarm"
+    assert (await operator.describe(stub.id)).alarm_at == NOW
+    assert backend.host.alarms.next_at is not None
+    assert backend.host.alarms.next_at > NOW
+
+
+async def test_force_leaves_the_file_to_whoever_looks_into_it(backend: LocalBackend, operator: Operator) -> None:
+    stub = backend.namespace(Notebook).get("acme", "one")
+    await stub.add("a line")
+    async with backend.host.hold(stub.id, 1.0) as activation:
+        instance = activation.instance
+        waiting = asyncio.create_task(stub.add("never"))
+        await ticks()
+        assert await operator.evict(stub.id, force=True)
+        with pytest.raises(ObjectReset):
+            await waiting
+        assert activation.instance is instance is not None
+    assert await stub.lines() == ["a line"]
 
 
 @pytest.mark.parametrize("asleep", [True, False])

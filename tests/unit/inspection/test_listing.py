@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +154,37 @@ async def test_a_log_that_a_crash_left_is_looked_into(
     assert backend.host.evict(growing)
     path.write_bytes(database)
     wal_of(path).write_bytes(log)
-    info = await operator.describe(growing)
-    assert (info.schema_version, info.migrations) == ("second", 2)
+    os.utime(wal_of(path), (NOW, NOW))
+    os.utime(path, (NOW - 1, NOW - 1))
+    for _ in range(2):
+        info = await operator.describe(growing)
+        assert (info.schema_version, info.migrations, info.last_active_at) == ("second", 2, NOW)
     assert (await operator.query(growing, "SELECT name FROM thing")).rows == (("thing",),)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_what_only_a_dedicated_objects_own_host_knows_is_asked_of_it(
+    backend: LocalBackend, operator: Operator, lives: bool
+) -> None:
+    await write(backend, notebook("one"))
+    known = await operator.describe(notebook("one"))
+    unknown = replace(known, resident=True, migrations=None, schema_version=None)
+
+    class OfTwoHosts:
+        """A pool's host, which may not open the file, and the object's own."""
+
+        hosts = 1
+
+        async def inspect(self, where: Any, operation: str, arguments: dict[str, Any], *, start: bool) -> Any:
+            if operation == "page":
+                return [unknown]
+            assert (where, operation, start) == (notebook("one"), "describe", False)
+            if not lives:
+                raise ObjectNotFound(str(where))
+            return known
+
+    page = await Operator(OfTwoHosts()).list()
+    assert page.objects == (known if lives else unknown,)
 
 
 async def test_an_object_is_described_without_waking(backend: LocalBackend, operator: Operator) -> None:

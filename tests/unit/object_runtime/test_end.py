@@ -40,7 +40,7 @@ class TestEnd:
         gate, open_gate = gate_in(tmp_path)
         calls = [
             asyncio.ensure_future(call)
-            for call in (notebook.add_around_gate("x", gate), notebook.add("waiting"), notebook.lines())
+            for call in (notebook.add_around_gate("x", gate), notebook.add("waiting"), notebook.add_in_steps("waiting"))
         ]
         await ticks()
         backend.close()

@@ -162,7 +162,7 @@ class TestOutputGate:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (wal_bytes + 100, hard))
         try:
-            outcomes = await outcomes_of(notebook.add("x" * 50_000), notebook.add("lost"), notebook.lines())
+            outcomes = await outcomes_of(notebook.add("x" * 50_000), notebook.add("lost"), notebook.add("too"))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert {type(outcome) for outcome in outcomes} <= {ObjectReset, StorageFull}

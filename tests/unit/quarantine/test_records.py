@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.runtime.errors import ObjectQuarantined
 from actors.runtime.object_id import ObjectId
 from actors.runtime.quarantine import CRASHES_MAX, FAILURES_MAX, STRIKES_KEPT_S, Quarantine
 from actors.runtime.trouble import RECORD_BYTES_MAX, read, write
@@ -103,9 +104,44 @@ def test_other_code_begins_with_a_clean_record(world: World) -> None:
     assert len(world.restart().quarantined()) == 2
     world.restart(code="code-2")
     assert world.host.quarantined() == []
-    assert world.files == []
-    assert world.host.crashed(BAD, "crash").crashes == 1
     assert world.host.refusal(GOOD) is None
+    assert world.host.crashed(BAD, "crash").crashes == 1
+
+
+def test_the_record_of_other_code_is_there_until_the_object_is_loaded(world: World) -> None:
+    world.crash(times=CRASHES_MAX)
+    world.fail(GOOD, times=FAILURES_MAX)
+    world.restart(code="code-2").admit(GOOD)
+    assert world.files == [world.path().name]
+    world.restart(code="code-1")
+    assert world.host.refusal(GOOD) is None
+    with pytest.raises(ObjectQuarantined):
+        world.host.admit(BAD)
+    assert not world.restart(code="code-2").release(BAD)
+    assert world.files == []
+
+
+@pytest.mark.parametrize("code", ["code-1", "code-2"])
+def test_who_only_looks_holds_what_was_recorded_and_records_nothing(world: World, code: str) -> None:
+    world.crash(times=CRASHES_MAX)
+    world.fail(GOOD)
+    unfinished = world.path(GOOD).with_suffix(".trouble-new")
+    unfinished.write_text("{")
+    before = [path.read_bytes() for path in (world.path(), world.path(GOOD))]
+    world.clock.advance(STRIKES_KEPT_S + 1)
+    world.restart(code=code, judges=False)
+    with pytest.raises(ObjectQuarantined):
+        world.host.admit(BAD)
+    world.host.admit(GOOD)
+    world.host.activated(GOOD)
+    world.fail(GOOD)
+    world.host.crashed(GOOD, "crash")
+    world.host.crashed(ObjectId("Notebook", "acme", "another"), "crash")
+    assert unfinished.exists()
+    assert world.files == sorted([world.path().name, world.path(GOOD).name, unfinished.name])
+    assert [path.read_bytes() for path in (world.path(), world.path(GOOD))] == before
+    assert world.restart(code=code, judges=False, troubled_max=1).release(BAD)
+    assert world.restart().refusal(BAD) is None
 
 
 def test_code_with_a_long_name_knows_its_own_records(world: World) -> None:
