@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -69,7 +70,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ui") / "ui"
     shutil.copytree(UI, folder, ignore=shutil.ignore_patterns("node_modules"))
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    subprocess.run(install, cwd=folder, check=True, timeout=INSTALLED_WITHIN_S)
+    installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=INSTALLED_WITHIN_S)
+    if installed.returncode != 0 and re.search(r"ECONN|ENOTFOUND|ETIMEDOUT|EAI_AGAIN|network", installed.stderr):
+        pytest.skip(f"npm's registry can't be reached: {installed.stderr[-300:]}")
+    assert installed.returncode == 0, installed.stderr
     return folder
 
 

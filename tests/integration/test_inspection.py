@@ -99,7 +99,7 @@ async def test_a_dedicated_object_is_listed_and_described_without_starting_its_a
     (listed,) = (await operator.list(tenant="solo", prefix="asleep")).objects
     assert (awake.resident, listed.resident) == (True, True)
     assert awake.schema_version == "create_tables"
-    assert listed.schema_version is None  # its own process has the file open
+    assert listed.schema_version == "create_tables"  # its own process has the file open, and was asked
     handle = ray.get_actor(solo.key, namespace="Notebook")
     ray.kill(handle, no_restart=True)
     async with asyncio.timeout(TURN_S):
