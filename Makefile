@@ -33,11 +33,13 @@ check: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What needs no cluster shares the cores; the rest has them to itself.
 test: setup-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 tests/unit tests/property
+	$(BIN)/pytest tests/conformance tests/fault tests/integration
 
 test-unit: setup-dev
-	$(BIN)/pytest tests/unit tests/property
+	$(BIN)/pytest --numprocesses 2 tests/unit tests/property
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

@@ -27,4 +27,5 @@ def test_the_blocks_of_the_document_run(service: Service, tmp_path: Path) -> Non
     )
     assert ran.returncode == 0, ran.stderr
     assert "2 384" in ran.stdout
-    assert ran.stdout.splitlines()[-1] == "['user', 'user', 'assistant']"
+    # What the model wrote before need not end with a line.
+    assert ran.stdout.rstrip().endswith("['user', 'user', 'assistant']")

@@ -172,7 +172,13 @@ class Model:
 
     def ring(self, now: float) -> bool:
         """The handler runs. False if it raises."""
-        return self.ring_first_step(now) and self.ring_to_the_end(now)
+        before = self.alarm
+        if not self.ring_first_step(now):
+            return False
+        if self.plan.startswith("again") and self.plan.endswith("raise") and self.alarm == before:
+            # One that is set for the very time that it had can't be told from one that was not set.
+            self.put_off(now)
+        return self.ring_to_the_end(now)
 
     def ring_first_step(self, now: float) -> bool:
         """What its first commit keeps. False if that is the one that puts the alarm off."""
@@ -549,4 +555,4 @@ class DurableObjects(RuleBasedStateMachine):
 
 
 TestDurableObjects = DurableObjects.TestCase
-TestDurableObjects.settings = settings(max_examples=settings().max_examples * 3 // 4, stateful_step_count=50)
+TestDurableObjects.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=50)
