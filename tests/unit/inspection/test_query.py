@@ -103,7 +103,7 @@ async def test_an_object_that_is_looked_into_stays_where_it_is(
         "CREATE TEMP TABLE x (y)",
         "DROP TABLE line",
         "ATTACH ':memory:' AS other",
-        "VACUUM INTO '/tmp/stolen.sqlite'",
+        "VACUUM INTO '/nowhere/stolen.sqlite'",
         "VACUUM",
         "BEGIN",
         "SAVEPOINT s",
