@@ -548,12 +548,12 @@ class Activation:
         except Exception as error:  # whatever the author's handler raises
             if limit.expired() and isinstance(error, TimeoutError):
                 error.args = (f"no end within {services.alarm_timeout_s:g} s",)
-            storage.alarm.in_flight = False
             reset = self._lost(storage, error)
             if reset is None and not (isinstance(error, DurableError) and error.retryable):
                 reset = alarm.try_again(error, self._commit)
                 self._leave(turn, raised(self._key, error))
             else:
+                storage.alarm.in_flight = False
                 defer_alarm(self.id, services, reset or error)
                 self._leave(turn, raised(self._key, reset or error))
             if reset is not None:

@@ -67,7 +67,7 @@ class StoredAlarm:
         run: runs a statement that may touch `TABLE`.
     """
 
-    __slots__ = ("_known", "_row", "_run", "changed", "in_flight")
+    __slots__ = ("_known", "_row", "_run", "changed", "in_flight", "last_set")
 
     def __init__(self, run: Callable[..., list[tuple[Any, ...]]]) -> None:
         self._run = run
@@ -77,6 +77,8 @@ class StoredAlarm:
         self.changed = False
         #: The handler runs for it, and has neither set another nor deleted it.
         self.in_flight = False
+        #: What it was set to most lately, whether or not that was undone.
+        self.last_set: float | None = None
 
     @property
     def row(self) -> tuple[float, float, int] | None:
@@ -103,6 +105,7 @@ class StoredAlarm:
         at = max(0.0, float(at))
         self._run(_SET, at)
         self._row, self._known, self.changed, self.in_flight = (at, at, 0), True, True, False
+        self.last_set = at
 
     def delete(self) -> None:
         if self.row is not None:

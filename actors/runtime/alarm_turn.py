@@ -40,13 +40,18 @@ class AlarmTurn:
         self._before = before = alarm.row
         if before is None or (before[0] > self._services.clock.now() and not self._forced):
             return False
-        alarm.in_flight = True
+        self._storage.alarm_is_in_flight()
         handled = self._instance.alarm(AlarmInfo(scheduled_at=before[1], retry_count=before[2]))
         if inspect.isawaitable(handled):
             await handled
-        if alarm.in_flight:
+        if not self._is_settled():
             alarm.delete()
         return True
+
+    def _is_settled(self) -> bool:
+        """Whether another was set, perhaps for the same time, or it was deleted. The author may have undone either."""
+        alarm = self._storage.alarm
+        return not alarm.in_flight and (alarm.row != self._before or alarm.last_set == alarm.at)
 
     def try_again(self, error: Exception, commit: Callable[[Storage], None]) -> DurableError | None:
         """The handler raised: puts the alarm off, or gives it up.
@@ -58,8 +63,10 @@ class AlarmTurn:
         if storage.deleted:
             return None  # and its alarm with it
         try:
+            is_settled = self._before is None or self._is_settled()
+            storage.alarm.in_flight = False
             storage.begin()
-            if self._before is not None and storage.alarm.row == self._before:  # else it set another, or deleted it
+            if self._before is not None and not is_settled:
                 retries = self._before[2]
                 if retries < RETRIES_MAX:
                     pause_s = retry_after_s(retries + 1, services.chance())

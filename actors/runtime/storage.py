@@ -164,6 +164,11 @@ class Storage:
         """The object is within `transaction()`."""
         return self._transactions_open > 0
 
+    def alarm_is_in_flight(self) -> None:
+        """The handler begins, in this transaction: what of it is undone leaves the alarm in flight."""
+        self.alarm.in_flight = self._alarm_was_in_flight = True
+        self.alarm.last_set = None
+
     def begin(self) -> None:
         """
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -156,6 +156,37 @@ class TestFailingHandler:
             assert lab.alarm_of(desk) == at + 100
             await lab.advance(FAR_S)
             assert told[1:] == [AlarmInfo(scheduled_at=at + 100, retry_count=0)]
+
+    async def test_so_does_one_that_it_set_for_the_very_time_it_had(
+        self, told: list[AlarmInfo], alarmed: Alarmed
+    ) -> None:
+        async def alarm(self: Desk, info: AlarmInfo) -> None:
+            told.append(info)
+            if len(told) == 1:
+                self.storage.set_alarm(info.scheduled_at)
+                await asyncio.sleep(0)
+                raise Refusal("no", 1)
+
+        async with alarmed(alarm) as (lab, _, at):
+            await lab.advance(10)
+            # At once, and not as a retry after a pause.
+            assert told == [AlarmInfo(scheduled_at=at, retry_count=0)] * 2
+
+    async def test_one_that_it_set_and_undid_by_way_of_the_database_does_not(
+        self, told: list[AlarmInfo], alarmed: Alarmed
+    ) -> None:
+        async def alarm(self: Desk, info: AlarmInfo) -> None:
+            told.append(info)
+            with suppress(Refusal), self.storage.database.atomic():
+                self.storage.set_alarm(self.clock.now() + 100)
+                raise Refusal("undo", 1)
+            if not info.is_retry:
+                raise Refusal("no", 1)
+
+        async with alarmed(alarm) as (lab, desk, _):
+            await lab.advance(FAR_S)
+            assert [info.retry_count for info in told] == [0, 1]
+            assert lab.alarm_of(desk) is None
 
     async def test_one_that_it_deleted_before_it_failed_is_not_tried_again(
         self, told: list[AlarmInfo], alarmed: Alarmed

@@ -172,13 +172,7 @@ class Model:
 
     def ring(self, now: float) -> bool:
         """The handler runs. False if it raises."""
-        before = self.alarm
-        if not self.ring_first_step(now):
-            return False
-        if self.plan.startswith("again") and self.plan.endswith("raise") and self.alarm == before:
-            # One that is set for the very time that it had can't be told from one that was not set.
-            self.put_off(now)
-        return self.ring_to_the_end(now)
+        return self.ring_first_step(now) and self.ring_to_the_end(now)
 
     def ring_first_step(self, now: float) -> bool:
         """What its first commit keeps. False if that is the one that puts the alarm off."""
