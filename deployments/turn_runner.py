@@ -179,6 +179,10 @@ class TurnRunner:
         )
 
     async def _attend(self, session: Stub[ChatSession], turn_id: str, attempt: int, writer: TurnWriter) -> None:
+        # What is written asks as well, and the start of an answer waits for nothing that can wait.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ATTEND_S):
+                await writer.has_written.wait()
         while not writer.stopped.is_set():
             try:
                 if not await session.attend(turn_id, attempt, ATTEND_S):

@@ -1,7 +1,8 @@
 """How does what a runner makes get into its session?
 
-A writer takes events at any speed and writes them down in batches. Up to the first word of the answer each leaves at
-once; from then on after a short pause, or sooner if there are many. Pieces of text that wait together become one event.
+A writer takes events at any speed and writes them down in batches: what comes before the answer after a moment, the
+first of the answer at once, and from then on after a short pause, or sooner if there are many. Pieces of text that wait
+together become one event.
 One batch is on its way at a time, so that the numbers of events can't go wrong, and whoever adds faster than they leave
 is made to wait.
 
@@ -19,6 +20,8 @@ from actors import ChatSession, DurableError, ObjectNotFound
 from actors.runtime.namespace import Stub
 from actors.turn import CONTENT, Claim, EventType, NewEvent
 
+#: Before the answer begins: the model is asked first, and the first word of a quick one goes with what went before it.
+FIRST_WAIT_S = 0.01
 #: Between two batches. Short enough for a reader to see text flow; each costs a commit, and a message to each reader.
 FLUSH_EVERY_S = 0.08
 #: Pieces that are not kept waiting.
@@ -62,6 +65,8 @@ class TurnWriter:
         self.stopped = asyncio.Event()
         #: Why nothing can be written any more, where that is so.
         self.failure: DurableError | None = None
+        #: The session has heard of this claim's runner, and has it go on.
+        self.has_written = asyncio.Event()
         #: Something of the answer was added, whether or not it was written yet.
         self.has_content = False
 
@@ -80,7 +85,7 @@ class TurnWriter:
             self._waiting.append({"type": event_type, "data": data})
         self._pieces += 1
         self._news.set()
-        if self._pieces >= FLUSH_PIECES or not self._is_paced:
+        if self._pieces >= FLUSH_PIECES or (not self._is_paced and event_type in CONTENT):
             self._many.set()
         if self._chars > WAITING_CHARS_MAX and not self.stopped.is_set():
             self._room.clear()
@@ -103,6 +108,8 @@ class TurnWriter:
         try:
             while True:
                 await self._news.wait()
+                if not self._is_paced:
+                    await self._pause(FIRST_WAIT_S)
                 if self._closing:
                     return
                 self._news.clear()
@@ -112,15 +119,20 @@ class TurnWriter:
                 self._room.set()
                 if not await self._record(batch):
                     return
+                self.has_written.set()
                 if self._is_paced:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._flush_every_s):
-                            await self._many.wait()
+                    await self._pause(self._flush_every_s)
         finally:
             if not self._closing:
                 self.stopped.set()
             # Nobody waits for room that will not come.
             self._room.set()
+
+    async def _pause(self, pause_s: float) -> None:
+        """Or less, if many wait, or the first of the answer does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._many.wait()
 
     async def _record(self, batch: list[NewEvent]) -> bool:
         """Returns whether the turn goes on."""

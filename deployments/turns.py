@@ -15,6 +15,7 @@ from actors.chat_session import TurnPage
 from actors.runtime.namespace import Stub
 from actors.turn import FINAL, EventPage, TurnError, TurnEvent, TurnInfo
 from deployments.errors import EventsGone
+from deployments.question import Asked
 from deployments.sessions import Sessions
 
 #: How long the session is asked at a time for the next event. Shorter than whoever looks after objects waits for one
@@ -33,6 +34,17 @@ class Turns:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+
+    async def answer(self, tenant: str, asked: Asked) -> AsyncIterator[TurnEvent]:
+        """All events of the turn that a question has become, as they come.
+
+        Raises:
+            ObjectNotFound, EventsGone: as `follow`, where the question was asked before.
+        """
+        if asked.joined:
+            return await self.follow(tenant, asked.session_id, asked.turn_id)
+        nothing: EventPage = {"events": [], "is_over": False}
+        return self._follow(self._sessions.get(tenant, asked.session_id), asked.turn_id, nothing, 0)
 
     async def follow(self, tenant: str, session_id: str, turn_id: str, *, after: int = 0) -> AsyncIterator[TurnEvent]:
         """The turn's events behind number `after`, as they come, up to the last one.

@@ -89,7 +89,7 @@ async def answer(
         raise InvalidArgument("stream", False, "must be true where the answer is to be a UI message stream")
     else:
         asked = await ask(request, _question(services, caller.tenant, body), key or body.request_id)
-    events = await services.turns.follow(caller.tenant, asked.session_id, asked.turn_id)
+    events = await services.turns.answer(caller.tenant, asked)
     location = events_path(asked.session_id, asked.turn_id)
     if as_ui_messages:
         response = ui_streamed(events, asked.session_id, asked.turn_id, location=location)

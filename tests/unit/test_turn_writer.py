@@ -89,7 +89,7 @@ async def claimed(talk: Talk) -> Claimed:
     return Claimed(talk=talk, session=session, claim=begun["claim"])
 
 
-async def test_everything_up_to_the_first_word_is_written_at_once(claimed: Claimed) -> None:
+async def test_everything_up_to_the_first_word_is_written_in_a_moment(claimed: Claimed) -> None:
     async with claimed.writer(flush_every_s=NEVER_S) as writer:
         await writer.add("turn.created", {})
         await claimed.has(1)
@@ -102,6 +102,17 @@ async def test_everything_up_to_the_first_word_is_written_at_once(claimed: Claim
     assert text_of(await claimed.events()) == "Be"
     assert writer.take_rest() == (3, [{"type": "text.delta", "data": {"text": "cause."}}])
     assert writer.has_content
+
+
+async def test_what_comes_before_the_answer_of_a_quick_model_leaves_with_its_first_word(
+    claimed: Claimed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_writer, "FIRST_WAIT_S", NEVER_S)
+    async with claimed.writer(flush_every_s=NEVER_S) as writer:
+        await writer.add("sources", {"sources": []})
+        await writer.add("text.delta", {"text": "Be"})
+        await claimed.has(2)
+    assert claimed.batches == 1
 
 
 async def test_pieces_that_come_fast_leave_together_as_one_event(claimed: Claimed) -> None:

@@ -125,7 +125,7 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
     else:
         asked = await ask(request, _question(services, caller.tenant, session_id, body), key)
         joined = asked.joined
-        events = await services.turns.follow(caller.tenant, session_id, asked.turn_id)
+        events = await services.turns.answer(caller.tenant, asked)
         turn = await services.turns.get(caller.tenant, session_id, asked.turn_id)
         completion = Completion(f"chatcmpl-{asked.turn_id[1:]}", model, turn["created_at"], gives_calls=False)
     if body.stream:

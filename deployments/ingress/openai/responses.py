@@ -66,7 +66,7 @@ async def create(request: Request, caller: Caller, body: NewResponse, key: Idemp
     if body.background and not body.stream:
         response = reply(await _now(services, caller.tenant, asked.session_id, answered, told))
     else:
-        events = await services.turns.follow(caller.tenant, asked.session_id, asked.turn_id)
+        events = await services.turns.answer(caller.tenant, asked)
         if body.stream:
             response = _streamed(events, told, NONE_SEEN)
         else:
