@@ -1,10 +1,11 @@
 # make run     sets up and serves on 127.0.0.1:8000      make demo    shows what it does
 # make test    sets up and runs all tests                make check   lint, types and layers
+# make bench   sets up and measures; QUICK=1: less
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup setup-dev run demo test test-unit check format clean
+.PHONY: setup setup-dev run demo test test-unit check bench format clean
 
 setup: $(VENV)/ready
 
@@ -40,6 +41,9 @@ test: setup-dev
 
 test-unit: setup-dev
 	$(BIN)/pytest --numprocesses 2 tests/unit tests/property
+
+bench: setup-dev
+	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick,--write docs/benchmarks.md)
 
 format: setup-dev
 	$(BIN)/ruff check --fix .
