@@ -55,6 +55,10 @@ FINAL_EVENT: dict[str, EventType] = {
 }
 
 
+#: A runner that has not been heard of for so long is taken for dead. It renews its claim several times within that.
+LEASE_S = 10.0
+
+
 class Usage(TypedDict):
     """Tokens. `estimated` where the model's server counted none."""
 
@@ -71,6 +75,10 @@ class TurnError(TypedDict):
     message: str
     retryable: bool
     retry_after_s: float | None
+
+
+def turn_error(code: str, message: str, *, retryable: bool = True) -> TurnError:
+    return {"code": code, "message": message, "retryable": retryable, "retry_after_s": 1.0 if retryable else None}
 
 
 class TurnEvent(TypedDict):

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from ray.exceptions import RayError
 
 from actors import ChatSession, DurableError, ObjectNotFound
-from actors.chat_session import Ended
 from actors.runtime.namespace import Stub
+from actors.session_views import Ended
 from actors.turn import Claim, FinalStatus, TurnError
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
