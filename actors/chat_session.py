@@ -72,7 +72,8 @@ class ChatSession(SessionTurns):
         if messages_max < 1:
             raise InvalidArgument("messages_max", messages_max, "must be at least 1")
         if self._row.is_over():
-            # Not `delete_all`: that would take what is written below along.
+            self._turns.end_all()
+            # Not `delete_all`: that would take what is written below along, and what was used.
             self._messages.clear()
             self._row.remove()
             self._turns.forget()
@@ -102,11 +103,13 @@ class ChatSession(SessionTurns):
         """Removes the session and its file. False if there was none.
 
         Raises:
-            ObjectOverloaded: what its turns have used could not be counted; it is as it was.
+            ObjectOverloaded: what its turns have used could not be counted. They have ended, and all else is there.
         """
         existed = self._row.exists()
-        if existed and not await self._tell_usage():
-            raise ObjectOverloaded(str(self.id), "the tokens that it used can't be counted now", 1.0)
+        if existed:
+            self._turns.end_all()
+            if not await self._tell_usage():
+                raise ObjectOverloaded(str(self.id), "the tokens that it used can't be counted now", 1.0)
         self._remove()
         return existed
 
@@ -130,7 +133,8 @@ class ChatSession(SessionTurns):
         self._row.require()
         now = self.clock.now()
         added = self._messages.extend(messages, now, turn_id=turn_id)
-        self._row.recount(now)
+        self._row.recount()
+        self._row.touch()
         self._plan()
         return {"messages": added, **self._row.shown()}
 
@@ -139,7 +143,8 @@ class ChatSession(SessionTurns):
         """Removes one message, and with an answer that called tools their results. One that has gone stays away."""
         self._row.require()
         if self._messages.remove(message_id):
-            self._row.recount(self.clock.now())
+            self._row.recount()
+            self._row.touch()
         return self._row.shown()
 
     @read
@@ -217,6 +222,7 @@ class ChatSession(SessionTurns):
             return
         directory = self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME)
         if self._row.is_over():
+            self._turns.end_all()
             if not await self._tell_usage():
                 self.storage.set_alarm(self.clock.now() + AGAIN_AFTER_S)
                 return

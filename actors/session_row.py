@@ -99,17 +99,13 @@ class SessionRow:
         if message_count >= messages_max:
             self._messages.drop_oldest(message_count + 1 - messages_max)
 
-    def recount(self, now: float) -> None:
+    def recount(self) -> None:
         """Agrees with the messages, of which the oldest leave where there are too many."""
         count = self._messages.count()
         ((messages_max,),) = self._sql("SELECT messages_max FROM session")
         if count > messages_max:
             self._messages.drop_oldest(count - messages_max)
-        self._sql("UPDATE session SET last_active_at = ?, message_count = ?", now, min(count, messages_max))
-
-    def recount_none(self) -> None:
-        """There are no messages any more. That is no activity."""
-        self._sql("UPDATE session SET message_count = 0")
+        self._sql("UPDATE session SET message_count = ?", min(count, messages_max))
 
     def add_usage(self, input_tokens: int, output_tokens: int) -> None:
         self._sql(

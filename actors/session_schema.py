@@ -65,3 +65,10 @@ def create_copying(database: Database) -> None:
 @migrations()
 def index_turns_of_messages(database: Database) -> None:
     database.execute("CREATE INDEX message_turn ON message (turn) WHERE turn IS NOT NULL")
+
+
+@migrations()
+def keep_usage_of_attempts(database: Database) -> None:
+    # What the attempt that runs has told that it used, and what those before it had.
+    database.execute("ALTER TABLE turn ADD COLUMN used TEXT")
+    database.execute("ALTER TABLE turn ADD COLUMN used_before TEXT")

@@ -87,12 +87,17 @@ class SessionTurns(DurableObject):
         return self._turns.claims.goes_on(turn_id, attempt)
 
     @idempotent
-    def record(self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent]) -> bool:
-        """Writes down what has happened in a turn since event `after`. False: the runner is to stop."""
+    def record(
+        self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent], used: Usage | None = None
+    ) -> bool:
+        """Writes down what has happened in a turn since event `after`, and what was used for it until now.
+
+        False: the runner is to stop.
+        """
         self._row.require()
         if self._row.has_ttl():
             self._row.touch()  # a session does not expire under its runner
-        return self._turns.record(turn_id, attempt, after, events)
+        return self._turns.record(turn_id, attempt, after, events, used)
 
     @idempotent
     def finish(
@@ -184,6 +189,7 @@ class SessionTurns(DurableObject):
         # The file may have gone while a turn waited, and this instance with it.
         if self._is_gone:
             raise ObjectNotFound(str(self.id))
+        self._row.require()
 
     def _remove(self) -> None:
         self.storage.delete_all()

@@ -68,6 +68,27 @@ class Usage(TypedDict):
     estimated: bool
 
 
+def usage_of(input_tokens: int, output_tokens: int, *, estimated: bool) -> Usage:
+    return {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+        "estimated": estimated,
+    }
+
+
+def usage_together(*usages: Usage | None) -> Usage | None:
+    """The sum of those that there are; None if there are none."""
+    known = [usage for usage in usages if usage is not None]
+    if not known:
+        return None
+    return usage_of(
+        sum(usage["input_tokens"] for usage in known),
+        sum(usage["output_tokens"] for usage in known),
+        estimated=any(usage["estimated"] for usage in known),
+    )
+
+
 class TurnError(TypedDict):
     """Why a turn did not complete, fit for a client."""
 

@@ -102,7 +102,8 @@ class TurnClaims:
             replaces,
             turn_id,
         )
-        self._row.recount(now)
+        self._row.recount()
+        self._row.touch()
         return True
 
     def _claim(self, turn_id: str) -> Claim:

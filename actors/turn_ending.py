@@ -14,7 +14,7 @@ from actors.message import Draft, drafts_of
 from actors.message_log import MessageLog
 from actors.runtime import Clock, ObjectId, Storage
 from actors.session_row import SessionRow
-from actors.turn import CONTENT, FINAL_EVENT, LEASE_S, FinalStatus, TurnError, Usage, turn_error
+from actors.turn import CONTENT, FINAL_EVENT, LEASE_S, FinalStatus, TurnError, Usage, turn_error, usage_together
 from actors.turn_events import TurnEvents
 from actors.turn_rows import TurnRows
 from actors.usage_outbox import UsageOutbox, Used
@@ -64,8 +64,17 @@ class TurnEnding:
         finish_reason: str | None = None,
         usage: Usage | None = None,
         error: TurnError | None = None,
+        is_over: bool = False,
     ) -> None:
-        """The turn's messages, usage, last event and state, at once."""
+        """The turn's messages, usage, last event and state, at once.
+
+        Args:
+            usage: of the last attempt; where nobody is there to say, it counts what that had told before.
+            is_over: the session ends as well, and is to be no younger by this.
+        """
+        usage = usage_together(
+            self._turns.used_before(turn_id), self._turns.used_by_lost(turn_id) if usage is None else usage
+        )
         now = self._clock.now()
         message_id, rolled_back, model, limits = self._turns.get(turn_id, "message_id, rolled_back, model, limits")
         if rolled_back:
@@ -82,7 +91,9 @@ class TurnEnding:
             self._row.add_usage(asked, answered)
             self._outbox.put(Used(turn_id, now, model, asked, answered))
         if message_id is not None:
-            self._row.recount(now)
+            self._row.recount()
+            if not is_over:
+                self._row.touch()
         told = self._ending(turn_id, status, answer_id, finish_reason, usage, error)
         self._events.add(turn_id, FINAL_EVENT[status], told)
         kept: dict[str, float] = json.loads(limits)

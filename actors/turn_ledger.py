@@ -10,6 +10,7 @@ becomes of a turn that nobody runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from actors.message_log import MessageLog
@@ -149,8 +150,13 @@ class TurnLedger:
 
     # -- going on
 
-    def record(self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent]) -> bool:
+    def record(
+        self, turn_id: str, attempt: int, after: int, events: Sequence[NewEvent], used: Usage | None = None
+    ) -> bool:
         """Writes down what happened after event `after`; what is there already is left. False: it is to stop.
+
+        Args:
+            used: by this attempt until now; counted if nothing more is heard of it.
 
         Raises:
             InvalidArgument: something is missing before the events, or they are none that a runner tells.
@@ -158,6 +164,8 @@ class TurnLedger:
         if not self.claims.holds(turn_id, attempt) or self.events.is_full(turn_id):
             return False
         self.events.append(turn_id, after, events)
+        if used is not None and used["total_tokens"]:
+            self._sql("UPDATE turn SET used = ? WHERE id = ?", json.dumps(used), turn_id)
         self.claims.renew(turn_id, attempt)
         return self.claims.goes_on(turn_id, attempt) and not self.events.is_full(turn_id)
 
@@ -198,6 +206,11 @@ class TurnLedger:
             self._moved()
         return self.rows.info(turn_id)
 
+    def end_all(self) -> None:
+        """The session ends: so does what has not, without waiting for those who run it. What they used is counted."""
+        for turn_id, _ in self.rows.open():
+            self._ending.end(turn_id, "cancelled", is_over=True)
+
     # -- forgetting
 
     def clear(self) -> None:
@@ -205,7 +218,7 @@ class TurnLedger:
         self.events.forget_ended()
         self.rows.forget_requests()
         self._messages.clear()
-        self._row.recount_none()
+        self._row.recount()
         for turn_id, _ in self.rows.open():
             self._roll_back(turn_id)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 
 from actors.runtime import Clock, Storage
-from actors.turn import LEASE_S, TurnError, TurnStatus, turn_error
+from actors.turn import LEASE_S, TurnError, TurnStatus, turn_error, usage_together
 from actors.turn_claims import TurnClaims
 from actors.turn_ending import RUNNER_LOST, TurnEnding
 from actors.turn_events import TurnEvents
@@ -84,8 +84,11 @@ class TurnRecovery:
             self._ending.end(turn_id, "failed", error=error)
         else:
             self._events.add(turn_id, "turn.retrying", {"attempt": attempt + 1, "reason": reason})
+            used = usage_together(self._turns.used_before(turn_id), self._turns.used_by_lost(turn_id))
             self._sql(
-                "UPDATE turn SET status = 'queued', runner = NULL, due_at = ? WHERE id = ?",
+                "UPDATE turn SET status = 'queued', runner = NULL, used = NULL, used_before = ?, due_at = ?"
+                " WHERE id = ?",
+                json.dumps(used) if used else None,
                 # Who gave it back may claim it again until then.
                 self._clock.now() + LEASE_S,
                 turn_id,

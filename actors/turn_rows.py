@@ -11,7 +11,7 @@ import json
 from typing import Any, cast
 
 from actors.runtime import ObjectId, ObjectNotFound, Storage
-from actors.turn import NewTurn, TurnInfo, TurnStatus
+from actors.turn import NewTurn, TurnInfo, TurnStatus, Usage
 
 TURN_PAGE_MAX = 100
 #: Rows of turns that have ended, their events long gone: as long as a request is recognised when it comes again.
@@ -57,6 +57,16 @@ class TurnRows:
         """What was asked of whoever runs the turn."""
         (request,) = self.get(turn_id, "request")
         return cast("dict[str, Any]", json.loads(request))
+
+    def used_before(self, turn_id: str) -> Usage | None:
+        """What the attempts before the last one have used."""
+        (used,) = self.get(turn_id, "used_before")
+        return cast("Usage | None", used and json.loads(used))
+
+    def used_by_lost(self, turn_id: str) -> Usage | None:
+        """What the last attempt had used when it was heard of last; it may have used a little more."""
+        (used,) = self.get(turn_id, "used")
+        return cast("Usage", {**json.loads(used), "estimated": True}) if used else None
 
     def disown(self, turn_id: str) -> int:
         """Forgets the `client` part of a turn's request. Returns how many other turns have one."""
