@@ -27,6 +27,13 @@ class Message(TypedDict):
     created_at: float
 
 
+class NewMessage(TypedDict):
+    """A message that has no number yet."""
+
+    role: str
+    content: str
+
+
 class Draft(NamedTuple):
     """A message that is not stored yet."""
 

@@ -11,9 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import TypedDict
 
-from sqlite_utils import Database
-
 from actors.message import Message
+from actors.message_log import MessageLog
 from actors.runtime import Clock, InvalidArgument, ObjectId, ObjectNotFound, Storage
 
 #: What a copy takes is seconds. Whoever was interrupted has this long to come again.
@@ -48,18 +47,14 @@ class _Note(TypedDict):
     ttl_s: float | None
 
 
-def create_column(database: Database) -> None:
-    database.execute("ALTER TABLE session ADD COLUMN copying TEXT")
-
-
 class SessionCopy:
     """The copy that one session is, while it is made."""
 
-    def __init__(self, object_id: ObjectId, storage: Storage, clock: Clock) -> None:
+    def __init__(self, object_id: ObjectId, storage: Storage, clock: Clock, messages: MessageLog) -> None:
         self._id = object_id
         self._sql = storage.sql
-        self._sql_many = storage.sql_many
         self._clock = clock
+        self._messages = messages
 
     def begin(self, origin: Origin) -> CopyProgress | None:
         """Makes the session, or says how far an earlier attempt got. None: it is whole.
@@ -102,19 +97,7 @@ class SessionCopy:
         note = self._note()
         if note is None or note["copied_to"] != after or not messages:
             return
-        self._sql_many(
-            "INSERT INTO message (role, content, tokens, data, created_at) VALUES (?, ?, ?, ?, ?)",
-            [
-                (
-                    message["role"],
-                    message["content"],
-                    message["tokens"],
-                    None if message["data"] is None else json.dumps(message["data"]),
-                    message["created_at"],
-                )
-                for message in messages
-            ],
-        )
+        self._messages.copy(messages)
         copied: _Note = {**note, "copied_to": messages[-1]["id"]}
         self._sql(
             "UPDATE session SET message_count = message_count + ?, copying = ?", len(messages), json.dumps(copied)

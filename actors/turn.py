@@ -55,6 +55,10 @@ FINAL_EVENT: dict[str, EventType] = {
 }
 
 
+#: A runner that has not been heard of for so long is taken for dead. It renews its claim several times within that.
+LEASE_S = 10.0
+
+
 class Usage(TypedDict):
     """Tokens. `estimated` where the model's server counted none."""
 
@@ -64,6 +68,27 @@ class Usage(TypedDict):
     estimated: bool
 
 
+def usage_of(input_tokens: int, output_tokens: int, *, estimated: bool) -> Usage:
+    return {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+        "estimated": estimated,
+    }
+
+
+def usage_together(*usages: Usage | None) -> Usage | None:
+    """The sum of those that there are; None if there are none."""
+    known = [usage for usage in usages if usage is not None]
+    if not known:
+        return None
+    return usage_of(
+        sum(usage["input_tokens"] for usage in known),
+        sum(usage["output_tokens"] for usage in known),
+        estimated=any(usage["estimated"] for usage in known),
+    )
+
+
 class TurnError(TypedDict):
     """Why a turn did not complete, fit for a client."""
 
@@ -71,6 +96,10 @@ class TurnError(TypedDict):
     message: str
     retryable: bool
     retry_after_s: float | None
+
+
+def turn_error(code: str, message: str, *, retryable: bool = True) -> TurnError:
+    return {"code": code, "message": message, "retryable": retryable, "retry_after_s": 1.0 if retryable else None}
 
 
 class TurnEvent(TypedDict):

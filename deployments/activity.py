@@ -11,8 +11,8 @@ import asyncio
 import logging
 
 from actors import Directory, DurableError, Objects
-from actors.chat_session import Shown
 from actors.directory import DIRECTORY_NAME, Activity
+from actors.session_views import Shown
 
 logger = logging.getLogger("mobula.activity")
 

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from actors import Objects
 from actors.document_index import Passage
 from actors.message import Message
-from actors.turn import Claim, Usage
+from actors.turn import Claim, Usage, usage_of
 from configs.tenant import TenantConfig
 from deployments import prompt, token_count
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta, ToolCall
@@ -186,12 +186,3 @@ class Answer:
                         "dropped": dropped,
                     },
                 )
-
-
-def usage_of(input_tokens: int, output_tokens: int, *, estimated: bool) -> Usage:
-    return {
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "total_tokens": input_tokens + output_tokens,
-        "estimated": estimated,
-    }

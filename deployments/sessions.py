@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from actors import ChatSession, Directory, ObjectNotFound, Objects
-from actors.chat_session import Appended, Extended, History, NewMessage, SessionUsage, Shown, Transcript
 from actors.directory import DIRECTORY_NAME, SearchPage, SessionMetadata, SessionPage
-from actors.message import Message
+from actors.message import Message, NewMessage
 from actors.runtime.namespace import Stub
 from actors.session_copy import FINISHED_WITHIN_S, CopyProgress, Origin
+from actors.session_views import Appended, Extended, History, SessionUsage, Shown, Transcript
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from ray.exceptions import RayError
 
 from actors import ChatSession, DurableError, ObjectNotFound
-from actors.chat_session import Ended
 from actors.runtime.namespace import Stub
+from actors.session_views import Ended
 from actors.turn import Claim, FinalStatus, TurnError
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
@@ -96,11 +96,11 @@ class TurnRunner:
         """Returns the pause after which the turn is to be claimed again; None if it is over."""
         turn_id, attempt = claim["turn_id"], claim["attempt"]
         writer = TurnWriter(session, claim)
-        writer.start()
         failure: Exception | None = None
         finished: Finished | None = None
         loop = asyncio.get_running_loop()
         answer = self._answers.to(session.id.tenant, session.id.name, claim, writer)
+        writer.start(lambda: answer.usage)
         work = loop.create_task(answer.make())
         others = [
             loop.create_task(self._attend(session, turn_id, attempt, writer)),
@@ -145,7 +145,7 @@ class TurnRunner:
         if error is not None:
             status = "incomplete" if writer.has_content else "failed"
             if status == "failed" and (failure is None or self._may_retry(session.id.tenant, attempt, failure)):
-                await _insist(lambda: session.record(turn_id, attempt, after, rest))
+                await _insist(lambda: session.record(turn_id, attempt, after, rest, answer.usage))
                 is_ours = await _insist(lambda: session.release(turn_id, attempt, error["code"]))
                 return (error["retry_after_s"] or LOST_PAUSE_S) if is_ours else None
         ended: Ended = await _insist(

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from actors import ChatSession, DurableError, ObjectNotFound
 from actors.runtime.namespace import Stub
-from actors.turn import CONTENT, Claim, EventType, NewEvent
+from actors.turn import CONTENT, Claim, EventType, NewEvent, Usage
 
 #: Before the answer begins: the model is asked first, and the first word of a quick one goes with what went before it.
 FIRST_WAIT_S = 0.01
@@ -70,7 +71,12 @@ class TurnWriter:
         #: Something of the answer was added, whether or not it was written yet.
         self.has_content = False
 
-    def start(self) -> None:
+    def start(self, used: Callable[[], Usage | None] = lambda: None) -> None:
+        """
+        Args:
+            used: says what was used until now. It is told with each batch, for the case that nothing else comes.
+        """
+        self._used = used
         self._task = asyncio.get_running_loop().create_task(self._write())
 
     async def add(self, event_type: EventType, data: dict[str, Any]) -> None:
@@ -141,7 +147,7 @@ class TurnWriter:
         while True:
             try:
                 goes_on: bool = await self._session.record(
-                    self._claim["turn_id"], self._claim["attempt"], self._after, batch
+                    self._claim["turn_id"], self._claim["attempt"], self._after, batch, self._used()
                 )
             except ObjectNotFound:
                 return False

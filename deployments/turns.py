@@ -11,8 +11,8 @@ import re
 from collections.abc import AsyncIterator
 
 from actors import ChatSession, DurableError, ObjectNotFound
-from actors.chat_session import TurnPage
 from actors.runtime.namespace import Stub
+from actors.session_views import TurnPage
 from actors.turn import FINAL, EventPage, TurnError, TurnEvent, TurnInfo
 from deployments.errors import EventsGone
 from deployments.question import Asked

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from actors import ChatSession, Directory, TokenUsage, TurnQueue
 from actors.runtime.namespace import Stub
-from actors.turn import FINAL, NewEvent, NewTurn, OnConflict, TurnEvent, TurnLimits, Usage
+from actors.turn import FINAL, NewEvent, NewTurn, OnConflict, TurnError, TurnEvent, TurnLimits, Usage
 
 CLASSES = (ChatSession, Directory, TokenUsage, TurnQueue)
 LIMITS: TurnLimits = {"queue_max": 2, "attempts_max": 3, "events_kept_s": 600.0, "broken_events_kept_s": 3600.0}
 USAGE: Usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15, "estimated": False}
+ERROR: TurnError = {"code": "ModelTimeout", "message": "no answer", "retryable": True, "retry_after_s": 2.0}
 FINAL_EVENTS = {"turn.completed", "turn.incomplete", "turn.cancelled", "error"}
 QUESTION = "why?"
 
@@ -100,3 +102,9 @@ async def history_of(session: Stub[ChatSession]) -> list[tuple[str, str]]:
     messages = (await session.history(1000))["messages"]
     assert (await session.metadata())["message_count"] == len(messages)
     return [(message["role"], message["content"]) for message in messages]
+
+
+async def settled() -> None:
+    """Whoever was called has got as far as it can."""
+    for _ in range(50):
+        await asyncio.sleep(0)

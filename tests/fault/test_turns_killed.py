@@ -132,6 +132,9 @@ def compare(service: Service, askers: list[Asker], killed_s: float) -> dict[str,
             assert kept[0] == ("user", asker.message)
             assert kept[1:] == ([("assistant", asker.text)] if asker.text else [])
             assert answer(asker.tag, PIECES).startswith(asker.text)
+            # What is counted is what was shown, at least.
+            assert turn["usage"]["output_tokens"] >= asker.text.count("\n")
+            assert ok(client.get(f"{session}/usage"))["output_tokens"] == turn["usage"]["output_tokens"]
             if turn["status"] == "completed":
                 assert asker.text == answer(asker.tag, PIECES)
             else:

@@ -16,13 +16,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors import ChatSession, InvalidArgument, ObjectConflict, ObjectReset, TokenUsage, TurnQueue, turn_ledger
+from actors import ChatSession, InvalidArgument, ObjectConflict, ObjectReset, TokenUsage, TurnQueue, turn_recovery
 from actors.runtime import RequestReused
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from actors.token_usage import USAGE_NAME
-from actors.turn import FINAL, FINAL_EVENT, FinalStatus, NewEvent, OnConflict
-from actors.turn_ledger import LEASE_S
+from actors.turn import FINAL, FINAL_EVENT, LEASE_S, FinalStatus, NewEvent, OnConflict
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from tests.turns import CLASSES, LIMITS, USAGE, asked, events_of, history_of, said
 
@@ -272,11 +271,11 @@ class Turns(RuleBasedStateMachine):
         self.begun = 0
         #: Turns and attempts that some runner holds, or has held.
         self.claims: list[tuple[str, int]] = []
-        self.offers_max = turn_ledger.OFFERS_MAX
+        self.offers_max = turn_recovery.OFFERS_MAX
 
     @initialize(always_evict=st.booleans())
     def start(self, always_evict: bool) -> None:
-        turn_ledger.OFFERS_MAX = OFFERS_MAX
+        turn_recovery.OFFERS_MAX = OFFERS_MAX
         self.lab = Lab(CLASSES, always_evict=always_evict)
         self.run(self.lab.__aenter__())
         self.model = Model(self.lab.clock.now())
@@ -489,7 +488,7 @@ class Turns(RuleBasedStateMachine):
         finally:
             if hasattr(self, "lab"):
                 self.run(self.lab.__aexit__())
-            turn_ledger.OFFERS_MAX = self.offers_max
+            turn_recovery.OFFERS_MAX = self.offers_max
             self.loop.close()
 
     def run_out(self) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from actors import ChatSession, Directory, InvalidArgument, ObjectOverloaded
-from actors.chat_session import Appended
 from actors.directory import DIRECTORY_NAME
 from actors.runtime.call import Call, Reply
 from actors.runtime.object_id import ObjectId
+from actors.session_views import Appended
 from deployments.activity import GATHERED_MAX, ActivityLog
 from deployments.sessions import Sessions
 from tests.unit.handles import FailingObjects, tenant

@@ -18,7 +18,7 @@ from actors import (
     TurnQueue,
 )
 from actors.runtime import RequestReused
-from actors.turn_ledger import LEASE_S
+from actors.turn import LEASE_S
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from deployments.chat import Chat
 from deployments.errors import ModelUnavailable

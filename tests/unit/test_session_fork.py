@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import actors.chat_session
+import actors.message_log
 from actors import ChatSession, Directory, InvalidArgument, ObjectNotFound, ObjectOverloaded
 from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
@@ -115,7 +115,7 @@ async def test_a_long_session_is_copied_in_pages_that_end_by_their_size(
     fork = await sessions.fork("acme", original, before=None)
     assert await _messages(sessions, fork["id"]) == await _messages(sessions, original)
     assert objects.calls.count(("ChatSession", "add_copies")) == 3
-    monkeypatch.setattr(actors.chat_session, "TRANSCRIPT_PAGE_CHARS", 30)
+    monkeypatch.setattr(actors.message_log, "TRANSCRIPT_PAGE_CHARS", 30)
     again = await sessions.fork("acme", original, before=8)
     assert len(await _messages(sessions, again["id"])) == 7
     assert objects.calls.count(("ChatSession", "add_copies")) == 3 + 2
@@ -126,7 +126,7 @@ async def test_a_long_session_is_copied_in_pages_that_end_by_their_size(
 async def test_a_crash_leaves_nothing_that_looks_whole_and_the_next_attempt_finishes_it(
     sessions: Sessions, objects: FailingObjects, monkeypatch: pytest.MonkeyPatch, method: str, after: bool
 ) -> None:
-    monkeypatch.setattr(actors.chat_session, "TRANSCRIPT_PAGE_MAX", 2)
+    monkeypatch.setattr(actors.message_log, "TRANSCRIPT_PAGE_MAX", 2)
     original = await _said(sessions, title="T")
     new_id = sessions.new_id()
     failing = objects.failing_after if after else objects.failing

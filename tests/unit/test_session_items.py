@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from actors import ChatSession
-from actors.chat_session import NewMessage
+from actors.message import NewMessage
 from actors.runtime import RequestReused
 from actors.runtime.namespace import Stub
 from tests.unit.handles import EchoModel

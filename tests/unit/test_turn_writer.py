@@ -13,11 +13,13 @@ import pytest
 
 from actors import ChatSession, InvalidArgument, ObjectReset
 from actors.runtime.namespace import Stub
-from actors.turn import Claim, NewTurn
+from actors.turn import LEASE_S, Claim, NewTurn
 from configs.tenant import TurnsConfig
 from deployments import turn_writer
 from deployments.question import new_turn_id
 from deployments.turn_writer import FLUSH_PIECES, TurnWriter
+from tests.turns import USAGE
+from tests.unit.objects_fixtures import ring
 from tests.unit.talk import WITHIN_S, Talk, talk_at, text_of, types_of, until
 
 #: Longer than any test runs: what leaves, leaves for another reason.
@@ -209,3 +211,15 @@ async def test_it_stops_when_the_turn_is_to_stop_or_has_gone(claimed: Claimed) -
         await writer.add("text.delta", {"text": "a"})
         await writer.stopped.wait()
     assert writer.failure is None
+
+
+async def test_what_was_used_is_told_with_each_batch(claimed: Claimed) -> None:
+    writer = TurnWriter(claimed.session, claimed.claim)
+    writer.start(lambda: USAGE)
+    await writer.add("text.delta", {"text": "be"})
+    await claimed.has(1)
+    await writer.close()
+    # Nothing more is heard of the runner.
+    claimed.talk.clock.advance(LEASE_S + 1)
+    await ring(claimed.talk.objects, claimed.talk.clock)
+    assert (await claimed.session.turn(claimed.claim["turn_id"]))["usage"] == {**USAGE, "estimated": True}

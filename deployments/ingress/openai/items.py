@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from actors.chat_session import NewMessage
-from actors.message import Message
+from actors.message import Message, NewMessage
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.ingress.fields import Text
 from deployments.ingress.openai.errors import Refused

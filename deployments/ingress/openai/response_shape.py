@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from actors.chat_session import AnsweredTurn
 from actors.message import Message
+from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, FINAL_EVENT, EventType, TurnEvent, TurnInfo
 from deployments.ingress.openai.ids import conversation_id, response_id
 from deployments.ingress.openai.response_events import ResponseEvents

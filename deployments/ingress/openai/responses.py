@@ -20,7 +20,7 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import DurableError, ObjectNotFound
-from actors.chat_session import AnsweredTurn
+from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, TurnEvent
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, guarded_by

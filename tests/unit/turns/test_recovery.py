@@ -1,25 +1,18 @@
-"""Does a turn whose runner, waiter or host was lost come to its end, and is what it used counted once?"""
+"""Does a turn whose runner, waiter or host was lost come to its end?"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from actors import ChatSession, Directory, LocalBackend, TokenUsage, TurnQueue
-from actors.directory import DIRECTORY_NAME
+from actors import ChatSession, TurnQueue
 from actors.message import NO_RESULT
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
-from actors.token_usage import USAGE_NAME
-from actors.turn_ledger import LEASE_S, OFFERS_MAX
-from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
-from actors.usage_outbox import AGAIN_AFTER_S
+from actors.turn import LEASE_S
+from actors.turn_recovery import OFFERS_MAX
 from tests.turns import (
-    CLASSES,
-    LIMITS,
     QUESTION,
     USAGE,
     answer,
@@ -35,15 +28,7 @@ from tests.turns import (
     types_of,
 )
 from tests.unit.objects_fixtures import refusing
-
-#: A lease has lapsed, and not two.
-LAPSED_S = LEASE_S + 1
-
-
-@pytest.fixture(params=[False, True], ids=["resident", "hibernating"])
-async def lab(request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
-    async with Lab(CLASSES, always_evict=request.param) as lab:
-        yield lab
+from tests.unit.turns.lost import LAPSED_S, backend, counted, offered, queue
 
 
 @pytest.fixture
@@ -51,27 +36,6 @@ async def session(lab: Lab) -> Stub[ChatSession]:
     session = lab.get(ChatSession, "acme", "s1")
     await session.create()
     return session
-
-
-def _queue(lab: Lab) -> Stub[TurnQueue]:
-    return lab.get(TurnQueue, QUEUE_TENANT, QUEUE_NAME)
-
-
-async def _offered(lab: Lab) -> list[str]:
-    offered = []
-    while (orphan := await _queue(lab).take(0.0)) is not None:
-        assert (orphan["tenant"], orphan["session_id"]) == ("acme", "s1")
-        offered.append(orphan["turn_id"])
-    return offered
-
-
-async def _counted(lab: Lab) -> list[tuple[str, int, int, int]]:
-    days = await lab.get(TokenUsage, "acme", USAGE_NAME).days("2000-01-01", "2100-01-01")
-    return [(day["model"], day["turns"], day["input_tokens"], day["output_tokens"]) for day in days]
-
-
-def _backend(lab: Lab) -> LocalBackend:
-    return lab._running
 
 
 # -- the runner is lost
@@ -86,7 +50,7 @@ async def test_a_turn_of_which_nothing_was_told_is_run_again(lab: Lab, session: 
     assert (await session.turn("t1"))["status"] == "queued"
     retrying = (await events_of(session, "t1"))[-1]
     assert (retrying["type"], retrying["data"]) == ("turn.retrying", {"attempt": 2, "reason": "runner_lost"})
-    assert await _offered(lab) == ["t1"]
+    assert await offered(lab) == ["t1"]
     claim = (await session.claim("t1", "another"))["claim"]
     assert (claim["attempt"], claim["message"], claim["history"]) == (2, QUESTION, [])
     # The first one was only slow.
@@ -112,7 +76,7 @@ async def test_a_runner_that_attends_keeps_its_turn(lab: Lab, session: Stub[Chat
         assert await session.attend("t1", attempt) is True
         await lab.advance(LEASE_S - 1)
     assert (await session.turn("t1"))["status"] == "in_progress"
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
 
 
 async def test_what_was_told_is_kept_and_the_turn_not_run_again(lab: Lab, session: Stub[ChatSession]) -> None:
@@ -131,7 +95,7 @@ async def test_what_was_told_is_kept_and_the_turn_not_run_again(lab: Lab, sessio
     }
     assert await history_of(session) == [("user", QUESTION), ("assistant", "half")]
     assert (await session.history())["messages"][-1]["data"]["sources"] == [{"id": "a"}]
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
     assert (await session.finish("t1", attempt, 3, said("x"), "completed"))["turn"] == turn
 
 
@@ -213,20 +177,20 @@ async def test_readers_are_told_when_a_runner_is_lost(lab: Lab, session: Stub[Ch
 async def test_a_turn_that_was_taken_and_dropped_is_offered_again(lab: Lab, session: Stub[ChatSession]) -> None:
     await begun(session, "t1")
     await lab.advance(LAPSED_S)
-    assert await _offered(lab) == ["t1"]
+    assert await offered(lab) == ["t1"]
     for _ in range(3):
         await lab.advance(LAPSED_S)
-        assert await _offered(lab) == ["t1"]
+        assert await offered(lab) == ["t1"]
     assert (await session.claim("t1", "r2"))["claim"]["attempt"] == 2
     await session.finish("t1", 2, 1, said("x"), "completed")
     await lab.advance(10 * LEASE_S)
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
 
 
 async def test_a_turn_that_nobody_takes_is_offered_once_at_a_time(lab: Lab, session: Stub[ChatSession]) -> None:
     await begun(session, "t1")
     await lab.advance(5 * LEASE_S)
-    assert await _offered(lab) == ["t1"]
+    assert await offered(lab) == ["t1"]
 
 
 async def test_a_turn_that_nobody_takes_fails_in_the_end(lab: Lab, session: Stub[ChatSession]) -> None:
@@ -249,12 +213,12 @@ async def test_a_waiting_turn_whose_waiter_died_is_offered_when_its_time_comes(
     for _ in range(5):
         await lab.advance(LEASE_S - 1)
         assert await session.attend("t1", attempt) is True
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
     await session.finish("t1", attempt, 0, [], "completed")
     await lab.advance(LEASE_S - 1)
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
     await lab.advance(2)
-    assert await _offered(lab) == ["t2"]
+    assert await offered(lab) == ["t2"]
     assert (await session.turn("t2"))["status"] == "queued"
     assert (await session.claim("t2", "another"))["claim"] is not None
 
@@ -268,7 +232,7 @@ async def test_a_waiting_turn_whose_waiter_lives_is_its_waiters(lab: Lab, sessio
     await session.finish("t1", attempt, 0, [], "completed")
     assert (await asyncio.wait_for(waiting, 5))["claim"] is not None
     await lab.advance(LEASE_S - 1)
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
 
 
 async def test_all_that_wait_come_to_their_end_one_after_another(lab: Lab, session: Stub[ChatSession]) -> None:
@@ -287,24 +251,24 @@ async def test_one_that_gives_a_turn_back_has_time_to_take_it_again(lab: Lab, se
     attempt = await begun(session, "t1")
     assert await session.release("t1", attempt, "ModelUnavailable") is True
     await lab.advance(LEASE_S - 1)
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
     await lab.advance(2)
-    assert await _offered(lab) == ["t1"]
+    assert await offered(lab) == ["t1"]
 
 
 async def test_a_queue_that_can_not_be_reached_holds_nothing_up(lab: Lab, session: Stub[ChatSession]) -> None:
     await begun(session, "t1")
-    with refusing(_backend(lab), TurnQueue, "offer"):
+    with refusing(backend(lab), TurnQueue, "offer"):
         await lab.advance(LAPSED_S)
     assert (await session.turn("t1"))["status"] == "queued"
-    assert await _offered(lab) == []
+    assert await offered(lab) == []
     await lab.advance(LAPSED_S)
-    assert await _offered(lab) == ["t1"]
+    assert await offered(lab) == ["t1"]
 
 
 async def test_a_runner_that_claims_while_the_alarm_waits_keeps_its_turn(lab: Lab, session: Stub[ChatSession]) -> None:
     await begun(session, "t1")
-    with lab.hold_turns(_queue(lab)):
+    with lab.hold_turns(queue(lab)):
         lab.clock.advance(LAPSED_S)
         ringing = [turn.wait() for turn in lab._running.host.fire_due()]
         # The alarm waits for the queue; its runner comes back before it.
@@ -352,7 +316,7 @@ async def test_a_step_whose_commit_lost_the_host_is_done_once(
     assert await types_of(session, "t1") == ["text.delta", "text.delta", "turn.completed"]
     assert await history_of(session) == [("user", QUESTION), ("assistant", "xy")]
     await lab.advance(1)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
+    assert await counted(lab) == [("m", 1, 10, 5)]
 
 
 async def test_readers_outlive_the_host(lab: Lab, session: Stub[ChatSession]) -> None:
@@ -377,163 +341,3 @@ async def test_an_alarm_that_lost_its_host_ends_the_turn_once(
     await lab.advance(60)
     assert await types_of(session, "t1") == ["text.delta", "turn.incomplete"]
     assert await history_of(session) == [("user", QUESTION), ("assistant", "half")]
-
-
-# -- what is kept
-
-
-@pytest.mark.parametrize(
-    ("status", "kept_s"),
-    [
-        ("completed", LIMITS["events_kept_s"]),
-        ("cancelled", LIMITS["events_kept_s"]),
-        ("failed", LIMITS["broken_events_kept_s"]),
-        ("incomplete", LIMITS["broken_events_kept_s"]),
-    ],
-)
-async def test_events_are_kept_for_a_while_and_turns_for_good(
-    lab: Lab, session: Stub[ChatSession], status: Any, kept_s: float
-) -> None:
-    attempt = await begun(session, "t1")
-    ended = await session.finish("t1", attempt, 0, said("x"), status, usage=USAGE)
-    history = await history_of(session)
-    await lab.advance(kept_s - 1)
-    assert len(await events_of(session, "t1")) == 2
-    await lab.advance(2)
-    assert await session.events("t1", 0, 15.0) == {"events": [], "is_over": True}
-    assert lab.sql(session, "SELECT * FROM turn_event") == []
-    assert await session.turn("t1") == ended["turn"]
-    assert await history_of(session) == history
-    # Nothing is left to do.
-    assert lab.alarm_of(session) is None
-
-
-async def test_what_was_asked_does_not_stay_beside_the_history(lab: Lab, session: Stub[ChatSession]) -> None:
-    attempt = await begun(session, "t1", "a secret")
-    await session.finish("t1", attempt, 0, [], "completed")
-    assert lab.sql(session, "SELECT message, request FROM turn") == [(None, "{}")]
-
-
-async def test_events_of_a_turn_that_runs_are_kept(lab: Lab, session: Stub[ChatSession]) -> None:
-    await answer(session, "t0")
-    attempt = await begun(session, "t1")
-    await session.record("t1", attempt, 0, said("x"))
-    for _ in range(100):
-        await session.attend("t1", attempt)
-        await lab.advance(LEASE_S - 1)
-    assert (await session.events("t0"))["events"] == []
-    assert len(await events_of(session, "t1")) == 1
-
-
-# -- what is used
-
-
-async def test_what_a_turn_used_is_counted_once_however_often_the_alarm_comes(
-    lab: Lab, session: Stub[ChatSession]
-) -> None:
-    await answer(session, "t1")
-    for _ in range(3):
-        await lab.fire_alarm(session)
-        await lab.advance(1)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
-    assert lab.sql(session, "SELECT * FROM untold_usage") == []
-
-
-@pytest.mark.parametrize("which", ["session", "count"])
-@pytest.mark.parametrize("reached_disk", [False, True])
-async def test_what_a_turn_used_is_counted_once_when_a_host_is_lost(
-    lab: Lab, session: Stub[ChatSession], which: str, reached_disk: bool
-) -> None:
-    await answer(session, "t1")
-    count = lab.get(TokenUsage, "acme", USAGE_NAME)
-    lost: Stub[Any] = session if which == "session" else count
-    lab.crash_in_next_commit(lost, reached_disk=reached_disk)
-    await asyncio.gather(*(turn.wait() for turn in lab._running.host.fire_due()))
-    await asyncio.sleep(0)
-    await lab.advance(120)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
-
-
-async def test_what_a_turn_used_is_counted_once_when_its_last_commit_fails(
-    lab: Lab, session: Stub[ChatSession]
-) -> None:
-    await answer(session, "t1")
-    with lab.hold_turns(lab.get(TokenUsage, "acme", USAGE_NAME)):
-        ringing = [turn.wait() for turn in lab._running.host.fire_due()]
-        await session.events("t1")
-        # It has been told, and the session does not know it.
-        lab.fail_next_commit(session)
-    await asyncio.gather(*ringing)
-    await lab.advance(120)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
-
-
-async def test_what_can_not_be_counted_is_counted_later_and_holds_no_turn_up(
-    lab: Lab, session: Stub[ChatSession]
-) -> None:
-    await answer(session, "t1")
-    with refusing(_backend(lab), TokenUsage, "add"):
-        await lab.advance(1000)  # longer than an alarm that raises is tried
-        await begun(session, "t2")
-        await lab.advance(LAPSED_S)
-    assert await _offered(lab) == ["t2"]
-    assert await _counted(lab) == []
-    await lab.advance(AGAIN_AFTER_S)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
-
-
-async def test_what_was_used_is_counted_by_model_and_cancelled_turns_too(lab: Lab, session: Stub[ChatSession]) -> None:
-    await answer(session, "t1")
-    attempt = await begun(session, "t2")
-    await session.cancel("t2")
-    await session.finish("t2", attempt, 0, said("x"), "cancelled", usage=USAGE)
-    attempt = await begun(session, "t3")
-    await session.finish("t3", attempt, 0, [], "failed")
-    await lab.advance(1)
-    assert await _counted(lab) == [("m", 2, 20, 10)]
-    assert (await session.usage())["total_tokens"] == 30
-
-
-async def test_what_was_used_before_a_session_began_anew_is_counted(lab: Lab) -> None:
-    session = lab.get(ChatSession, "acme", "s2")
-    await session.create(ttl_s=60)
-    await answer(session, "t1")
-    lab.clock.advance(60)
-    await session.create()
-    await lab.advance(1)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
-    assert (await session.usage())["total_tokens"] == 0
-
-
-async def test_a_session_that_expires_is_counted_first(lab: Lab) -> None:
-    session = lab.get(ChatSession, "acme", "s2")
-    await session.create(ttl_s=60)
-    await answer(session, "t1")
-    lab.clock.advance(60)
-    with refusing(_backend(lab), TokenUsage, "add"):
-        await lab.advance(200)
-        assert lab.exists(session)
-    await lab.advance(AGAIN_AFTER_S)
-    assert await _counted(lab) == [("m", 1, 10, 5)]
-    assert not lab.exists(session)
-
-
-# -- what the listing shows
-
-
-async def test_the_listing_hears_of_a_turn_that_the_alarm_ended(lab: Lab, session: Stub[ChatSession]) -> None:
-    directory = lab.get(Directory, "acme", DIRECTORY_NAME)
-    await directory.put(await session.metadata())
-    attempt = await begun(session, "t1")
-    await session.record("t1", attempt, 0, said("half"))
-    await lab.advance(LAPSED_S)
-    assert (await directory.page())["sessions"] == [await session.metadata()]
-
-
-async def test_alarms_that_change_nothing_do_not_bother_the_listing(lab: Lab, session: Stub[ChatSession]) -> None:
-    attempt = await begun(session, "t1")
-    with refusing(_backend(lab), Directory, "put"):
-        for number in range(5):
-            await lab.advance(LEASE_S - 1)
-            await session.record("t1", attempt, number, said("x"))
-        assert await lab.fire_alarm(session) is True

@@ -1,0 +1,145 @@
+"""Whose is a turn to run?
+
+The oldest turn that has not ended is handed to one runner at a time, who holds it by a claim that lapses unless it is
+renewed. Each claim is an attempt, and its number fences: what comes of an earlier one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from actors.message_log import MessageLog
+from actors.runtime import Clock, Storage
+from actors.session_row import SessionRow
+from actors.turn import LEASE_S, Claim, turn_error
+from actors.turn_ending import TurnEnding
+from actors.turn_events import TurnEvents
+from actors.turn_rows import TurnRows
+
+#: Messages that a runner gets with its claim: more than fit into most models.
+HISTORY_MESSAGES_MAX = 200
+
+_QUESTION_GONE = turn_error(
+    "InvalidArgument", "the message that was to be answered again, or replaced, has gone", retryable=False
+)
+
+
+class TurnClaims:
+    """Who runs the turns of one session.
+
+    Args:
+        plan: called when something is to be done for a turn at a time that may come before all others.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        *,
+        row: SessionRow,
+        messages: MessageLog,
+        turns: TurnRows,
+        events: TurnEvents,
+        ending: TurnEnding,
+        plan: Callable[[], None],
+    ) -> None:
+        self._sql = storage.sql
+        self._clock = clock
+        self._row = row
+        self._messages = messages
+        self._turns = turns
+        self._events = events
+        self._ending = ending
+        self._plan = plan
+
+    def claim(self, turn_id: str, runner: str) -> Claim | None:
+        """Hands the turn to a runner if it is its turn; one that holds it gets it again.
+
+        Raises:
+            ObjectNotFound: there is no such turn.
+        """
+        status, holder, attempt = self._turns.get(turn_id, "status, runner, attempt")
+        if status == "in_progress" and holder == runner:
+            return self._claim(turn_id)
+        if status != "queued":
+            return None
+        now = self._clock.now()
+        if not self._turns.is_first(turn_id):
+            # Somebody is there to run it when its time comes.
+            self._turns.set_due(turn_id, now + LEASE_S)
+            return None
+        if attempt == 0 and not self._take_in(turn_id, now):
+            return None
+        self._sql(
+            "UPDATE turn SET status = 'in_progress', runner = ?, attempt = attempt + 1, offers = 0, due_at = ?,"
+            " started_at = ifnull(started_at, ?) WHERE id = ?",
+            runner,
+            now + LEASE_S,
+            now,
+            turn_id,
+        )
+        self._plan()
+        return self._claim(turn_id)
+
+    def _take_in(self, turn_id: str, now: float) -> bool:
+        """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
+        message, replaces = self._turns.get(turn_id, "message, replaces")
+        if message is None or replaces is not None:
+            replaced = self._messages.question(replaces)
+            if replaced is None:
+                self._ending.end(turn_id, "failed", error=_QUESTION_GONE)
+                return False
+            replaces = replaced[0]
+            self._messages.give_way(replaces, turn_id)
+            message = replaced[1] if message is None else message
+        message_id = self._messages.add("user", message, now, data={"turn_id": turn_id}, turn_id=turn_id)
+        # The message itself may leave while the turn runs, when there are too many.
+        self._sql(
+            "UPDATE turn SET message_id = ?, message = ?, replaces = ? WHERE id = ?",
+            message_id,
+            message,
+            replaces,
+            turn_id,
+        )
+        self._row.recount()
+        self._row.touch()
+        return True
+
+    def _claim(self, turn_id: str) -> Claim:
+        attempt, last_event, message_id, message, request = self._turns.get(
+            turn_id, "attempt, last_event, message_id, message, request"
+        )
+        return {
+            "turn_id": turn_id,
+            "attempt": attempt,
+            "last_event": last_event,
+            "is_created": self._events.has(turn_id, "turn.created"),
+            "message_id": message_id,
+            "message": message,
+            "request": json.loads(request),
+            "history": self._messages.before(message_id, HISTORY_MESSAGES_MAX)["messages"],
+        }
+
+    def is_claimable(self, turn_id: str) -> bool:
+        """Nobody is before the turn, or it needs nobody any more."""
+        (status,) = self._turns.get(turn_id, "status")
+        return status != "queued" or self._turns.is_first(turn_id)
+
+    def holds(self, turn_id: str, attempt: int) -> bool:
+        """The turn is the claim's to run."""
+        return self._turns.get(turn_id, "status, attempt") == ("in_progress", attempt)
+
+    def goes_on(self, turn_id: str, attempt: int) -> bool:
+        """The turn is the claim's to run, and not to be stopped."""
+        return self._turns.get(turn_id, "status, attempt, cancel_requested") == ("in_progress", attempt, 0)
+
+    def renew(self, turn_id: str, attempt: int) -> None:
+        """Keeps a claim from lapsing, unless the turn is to stop: a runner that does not is not waited for."""
+        self._sql(
+            "UPDATE turn SET due_at = ?"
+            " WHERE id = ? AND status = 'in_progress' AND attempt = ? AND cancel_requested = 0",
+            self._clock.now() + LEASE_S,
+            turn_id,
+            attempt,
+        )
