@@ -118,7 +118,7 @@ def peek(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConnecti
 
     One with a log, left by a crash, is opened as ever, since its log may hold what is asked for.
     """
-    if _has_log(path):
+    if is_logged(path):
         return connect(path, size_bytes_max)
     connection: ObjectConnection = sqlite3.connect(
         _immutable(path), uri=True, isolation_level=None, check_same_thread=False, timeout=0, factory=ObjectConnection
@@ -134,15 +134,18 @@ def uri_to_peek(path: Path) -> tuple[str, bool]:
     Raises:
         OSError: the disk failed.
     """
-    if not _has_log(path):
+    if not is_logged(path):
         return _immutable(path), False
     _sync_log(path)
     return f"{path.absolute().as_uri()}?mode=rw", True
 
 
-def _has_log(path: Path) -> bool:
-    wal = wal_of(path)
-    return wal.exists() and wal.stat().st_size > 0
+def is_logged(path: Path) -> bool:
+    """Whether there is something in the log: since the database was opened, or left by a crash."""
+    try:
+        return os.stat(f"{path}-wal").st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _immutable(path: Path) -> str:
@@ -184,7 +187,7 @@ def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:
 
 
 def create(path: Path, template: bytes) -> None:
-    """Makes the database at `path`, whole and synced. SQLite syncs the folder with the first commit's WAL."""
+    """Makes the database at `path`, whole and synced, but for its name: nothing is in it yet that could be lost."""
     make_folder(path.parent)
     # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
     wal_of(path).unlink(missing_ok=True)
