@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -331,25 +331,8 @@ class Inspector:
         )
 
     def _applied(self, object_id: ObjectId, path: Path) -> tuple[str, ...]:
-        with (
-            self._custody.own_for_now(object_id),
-            _not_active(path),
-            contextlib.closing(sqlite.peek(path)) as connection,
-        ):
+        with self._custody.own_for_now(object_id), contextlib.closing(sqlite.peek(path)) as connection:
             return self._custody.schema(object_id).applied(connection)
-
-
-@contextlib.contextmanager
-def _not_active(path: Path) -> Iterator[None]:
-    """Leaves the times of a sleeping object's files at those of its last turn.
-
-    A log that a crash left is copied into its database when somebody has read it, which is nothing that the object did.
-    """
-    log = _status(sqlite.wal_of(path))
-    yield
-    if log is not None and _status(sqlite.wal_of(path)) is None:
-        with contextlib.suppress(OSError):  # it says when, and nothing that was promised
-            os.utime(path, ns=(log.st_atime_ns, log.st_mtime_ns))
 
 
 def _status(path: Path) -> os.stat_result | None:

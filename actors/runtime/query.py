@@ -84,11 +84,11 @@ def run(object_key: str, path: Path, query: Query, *, stopped: Callable[[], bool
     large = InvalidArgument("sql", query.sql, f"took more memory than {MEMORY_BYTES_MAX // _MEBIBYTE} MiB")
     driver, folder = sqlite.driver()
     try:
-        uri, exclusive = sqlite.uri_to_peek(path)
+        uri, logged = sqlite.uri_to_peek(path)
         asked = {
             "driver": driver,
             "uri": uri,
-            "exclusive": exclusive,
+            "logged": logged,
             "sql": query.sql,
             "binds": [plain_value(value) for value in query.binds],
             "rows_max": query.rows_max,

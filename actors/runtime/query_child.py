@@ -58,7 +58,7 @@ def main() -> None:
     driver = importlib.import_module(asked["driver"])
     try:
         try:
-            connection = _open(driver, asked["uri"], exclusive=asked["exclusive"])
+            connection = _open(driver, asked["uri"], logged=asked["logged"])
         finally:
             print(flush=True)  # noqa: T201  its time begins
         answer = _answer(driver, connection, asked)
@@ -90,9 +90,9 @@ def _answer(driver: Any, connection: Any, asked: dict[str, Any]) -> dict[str, An
         return {"code": code, "type": type(error).__name__, "message": str(error)}
 
 
-def _open(driver: Any, uri: str, *, exclusive: bool) -> Any:
+def _open(driver: Any, uri: str, *, logged: bool) -> Any:
     connection = driver.connect(uri, uri=True, isolation_level=None, timeout=0)
-    if exclusive:
+    if logged:
         # A log that a crash left is read with an index of it in memory, without a -shm file.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.executescript(_SETUP)

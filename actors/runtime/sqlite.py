@@ -113,40 +113,44 @@ def _sync_log(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def peek(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConnection:
-    """Opens a database that nobody has open, to read a little of it: cheaper than `connect`, and it leaves no trace.
-
-    One with a log, left by a crash, is opened as ever, since its log may hold what is asked for.
-    """
-    if _has_log(path):
-        return connect(path, size_bytes_max)
+def peek(path: Path) -> ObjectConnection:
+    """Opens a database that nobody has open, to read a little of it: cheaper than `connect`, and it changes nothing."""
+    uri, logged = uri_to_peek(path)
     connection: ObjectConnection = sqlite3.connect(
-        _immutable(path), uri=True, isolation_level=None, check_same_thread=False, timeout=0, factory=ObjectConnection
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=0, factory=ObjectConnection
     )
+    try:
+        if logged:
+            connection.run_own("PRAGMA locking_mode = EXCLUSIVE")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 def uri_to_peek(path: Path) -> tuple[str, bool]:
-    """How another process opens a database that nobody has open, to read it. Says whether it has to lock the file.
+    """How to open a database that nobody has open, to read it. Says whether there is a log, left by a crash.
 
-    One with a log is opened as it would be for writing, since the log's index is made in memory only then.
+    The index of a log is made in memory then, which takes `locking_mode = EXCLUSIVE`; and since a file that is open for
+    reading only can't be locked, the VFS is the one without locks. That it can't be written keeps the log from being
+    copied into the database when it is closed. A log that holds no commit is removed: nothing is in it.
 
     Raises:
         OSError: the disk failed.
     """
-    if not _has_log(path):
-        return _immutable(path), False
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    if not is_logged(path):
+        return f"{uri}&immutable=1", False
     _sync_log(path)
-    return f"{path.absolute().as_uri()}?mode=rw", True
+    return f"{uri}&vfs=unix-none", True
 
 
-def _has_log(path: Path) -> bool:
-    wal = wal_of(path)
-    return wal.exists() and wal.stat().st_size > 0
-
-
-def _immutable(path: Path) -> str:
-    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+def is_logged(path: Path) -> bool:
+    """Whether there is something in the log: since the database was opened, or left by a crash."""
+    try:
+        return os.stat(f"{path}-wal").st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def driver() -> tuple[str, Path]:
@@ -184,7 +188,7 @@ def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:
 
 
 def create(path: Path, template: bytes) -> None:
-    """Makes the database at `path`, whole and synced. SQLite syncs the folder with the first commit's WAL."""
+    """Makes the database at `path`, whole and synced, but for its name: nothing is in it yet that could be lost."""
     make_folder(path.parent)
     # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
     wal_of(path).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from actors.runtime import sqlite
 from actors.runtime.alarm import StoredAlarm
 from actors.runtime.connection import ObjectConnection
 from actors.runtime.errors import DurableError, ObjectReset, SlotOwned, StorageFull
+from actors.runtime.folder import sync_folder
 from actors.runtime.key_values import KeyValues
 from actors.runtime.schema import Schema
 
@@ -38,7 +39,10 @@ class Storage:
         self._takes_alarms = takes_alarms
         self._path = path
         self._transactions_open = 0
+        #: The file is new, and goes again unless something is kept in it.
         self._created = not path.exists()
+        #: What was committed since the file was opened is found again after a power cut.
+        self._named = False
         self.delete_requested = False
         self.deleted = False
         try:
@@ -222,8 +226,8 @@ class Storage:
                 self.alarm.is_gone()
             elif not self.deleted:
                 self._connection.run_own("COMMIT")
-                # Asked now: whoever closes the connection takes the log away.
-                self._created = self._created and not self._logged
+                if not self._named:
+                    self._sync_names()
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
             if self.delete_requested:
@@ -239,23 +243,33 @@ class Storage:
         """
         try:
             self._connection.run_own("COMMIT")
-            self._created = self._created and not self._logged
+            if not self._named:
+                self._sync_names()
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
             raise self.explain(error, "commit") from error
 
     def close(self) -> None:
-        """Closes the file. A file that this storage created and nothing was ever committed to is removed again."""
-        never_written = self._created and not self._logged
+        """Closes the file. A file that this storage created, and in which nothing is kept, is removed again."""
         self._connection.close()
-        if never_written:
+        if self._created:
             sqlite.remove(self._path)
 
-    @property
-    def _logged(self) -> bool:
-        """Something was written since the file was opened."""
-        wal = sqlite.wal_of(self._path)
-        return wal.exists() and wal.stat().st_size > 0
+    def _sync_names(self) -> None:
+        """With the first commit since the file was opened: its log is new then, and perhaps the file itself.
+
+        SQLite syncs their folder as well, but acknowledges a commit also if that fails.
+
+        Raises:
+            ObjectReset: not `StorageFull`, which would deny that the log may be found.
+        """
+        if not sqlite.is_logged(self._path):
+            return  # nothing was written
+        try:
+            sync_folder(self._path.parent)
+        except OSError as error:
+            raise ObjectReset(self._object_key, f"commit failed: {error}") from error
+        self._named, self._created = True, False
 
     def what_it_means(self, error: Exception, operation: str = "write") -> DurableError | None:
         """The error to reset the object with, or None where only the statement failed."""

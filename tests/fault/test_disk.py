@@ -295,6 +295,8 @@ class TestSync:
         ("before", "call", "suffix"),
         [
             pytest.param([], ("append", "x"), ".new", id="a new database"),
+            pytest.param([], ("append", "x"), FOLDER, id="the name of a new database"),
+            pytest.param([], ("add_in_steps", "x"), FOLDER, id="the same in a step"),
             pytest.param([("append", "x")], ("set_alarm_at", SOON), FOLDER, id="an alarm"),
             pytest.param([("set_alarm_at", LATER)], ("set_alarm_at", SOON), FOLDER, id="an earlier alarm"),
             pytest.param([("append", "x")], ("erase",), FOLDER, id="a removal"),
@@ -312,15 +314,33 @@ class TestSync:
             _, failed = disk.work()
             assert failed > 0
 
-    async def test_the_name_of_a_new_database_is_synced_before_its_first_reply(
+    async def test_a_new_object_whose_name_can_not_be_synced_leaves_nothing(
         self, disk: FaultyDisk, tmp_path: Path
     ) -> None:
         async with Victim(disk.environ) as victim:
             await victim.start(tmp_path / "disk")
+            disk.fail(Kind.SYNC, errno.ENOSPC, nth=1, onward=True, suffix=FOLDER)
+            # It is not `StorageFull`, after which a caller may take it for not done.
+            assert [outcome.error for outcome in await victim.call(("append", "lost"))] == ["ObjectReset"]
+            assert list(OBJECT.path(tmp_path / "disk" / "objects", SETTINGS.slots).parent.iterdir()) == []
+            disk.work()
+            assert await victim.call(("lines",), ("append", "new")) == [Outcome(value=[]), Outcome(value=1)]
+
+    async def test_an_object_that_wakes_writes_to_a_new_log_whose_name_is_synced_before_its_first_reply(
+        self, disk: FaultyDisk, tmp_path: Path
+    ) -> None:
+        async with Victim(disk.environ) as victim:
+            await victim.start(tmp_path / "disk")
+            await victim.call(("append", "kept"))
+            await victim.hibernate()
+            disk.fail(Kind.SYNC, errno.EIO, nth=1, onward=True, suffix=FOLDER)
+            assert await victim.call(("lines",)) == [Outcome(value=["kept"])]
+            assert [outcome.error for outcome in await victim.call(("append", "perhaps kept"))] == ["ObjectReset"]
             disk.count(Kind.SYNC, suffix=FOLDER)
-            assert await victim.call(("append", "x")) == [Outcome(value=1)]
+            assert [outcome.error for outcome in await victim.call(("append", "x"), ("append", "y"))] == ["", ""]
+            assert await victim.call(("append", "z")) == [Outcome(value=5)]
             synced, _ = disk.work()
-            assert synced > 0
+            assert synced == 2, "by SQLite, and by us, and with the first write only"
 
     async def test_what_a_killed_process_left_in_its_log_is_synced_before_anybody_sees_it(
         self, disk: FaultyDisk, tmp_path: Path

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import RayTaskError
 
+from actors.runtime.backend_ray.address import addresses_of, require_one_answers
 from actors.runtime.backend_ray.backend import RayBackend
 from actors.runtime.backend_ray.control import Control
 from actors.runtime.backend_ray.named import ACTOR_OPTIONS, CONTROL_PREFIX, NAMESPACE, START_TIMEOUT_S
 from actors.runtime.placement import Cluster
-
-#: A cluster that lives takes a connection at once.
-ANSWER_TIMEOUT_S = 5.0
 
 
 def start(cluster: Cluster) -> RayBackend:
@@ -47,8 +44,8 @@ def connect(address: str = "auto") -> RayBackend:
         ClassesRefused, SlotOwned: objects would be hosted on it, were it not for this.
     """
     if not ray.is_initialized():
-        addresses = _addresses(address)
-        _require_one_answers(addresses)
+        addresses = addresses_of(address)
+        require_one_answers(addresses)
         _allow_loopback(addresses)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     refusal: Exception | None = None
@@ -62,34 +59,6 @@ def connect(address: str = "auto") -> RayBackend:
     if refusal is not None:
         raise refusal
     raise ConnectionError("no durable objects are hosted on this Ray cluster; start the service first")
-
-
-def _addresses(address: str) -> set[str]:
-    """Where the cluster may be, as Ray will look for it."""
-    if address != "auto":
-        return {address}
-    named = os.environ.get("RAY_ADDRESS")
-    return {named} if named else set(services.find_gcs_addresses())
-
-
-def _require_one_answers(addresses: set[str]) -> None:
-    """Ray tries for minutes, and says so again and again, where nobody listens.
-
-    Raises:
-        ConnectionError: nobody does.
-    """
-    reasons = []
-    for address in sorted(addresses):
-        host, separator, port = address.removeprefix("ray://").rpartition(":")
-        if not separator or not port.isdecimal():
-            return  # a name that Ray knows what to do with
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S):
-                return
-        except (OSError, OverflowError) as error:
-            reasons.append(f"no Ray cluster answers at {address}: {error}")
-    if reasons:
-        raise ConnectionError("; ".join(reasons))
 
 
 def _allow_loopback(addresses: set[str]) -> None:

@@ -144,7 +144,7 @@ async def test_a_page_of_many_objects_looks_into_the_files_of_that_page_only(
     assert (await operator.list("Notebook", limit=1, after="Notebook/acme:n01998")).next is None
 
 
-async def test_a_log_that_a_crash_left_is_looked_into(
+async def test_a_log_that_a_crash_left_is_looked_into_and_stays_as_it_is(
     backend: LocalBackend, operator: Operator, data_dir: Path
 ) -> None:
     growing = ObjectId("Growing", "acme", "g")
@@ -159,7 +159,11 @@ async def test_a_log_that_a_crash_left_is_looked_into(
     for _ in range(2):
         info = await operator.describe(growing)
         assert (info.schema_version, info.migrations, info.last_active_at) == ("second", 2, NOW)
+        assert info.size_bytes == len(database) + len(log)
     assert (await operator.query(growing, "SELECT name FROM thing")).rows == (("thing",),)
+    assert (path.read_bytes(), wal_of(path).read_bytes()) == (database, log)
+    assert (path.stat().st_mtime, wal_of(path).stat().st_mtime) == (NOW - 1, NOW)
+    assert {file.name for file in path.parent.glob("*g*")} == {path.name, wal_of(path).name}
 
 
 @pytest.mark.parametrize("lives", [True, False])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import timeit
 from pathlib import Path
 
 import pytest
@@ -139,11 +138,3 @@ def test_a_process_that_died_left_its_mark(mark_path: Path, how: str) -> None:
     died = subprocess.run([sys.executable, "-c", DIES, str(mark_path), how], cwd=REPOSITORY, timeout=60, check=False)
     assert died.returncode == (7 if how == "exit" else died.returncode) != 0
     assert RunningMark(mark_path).read() == (None if how == "idle" else (BAD, "crash"))
-
-
-def test_setting_a_mark_costs_next_to_nothing(mark_path: Path) -> None:
-    mark = RunningMark(mark_path)
-    encoded = encode_mark(WIDEST, "append")
-    best_s = min(timeit.repeat(lambda: mark.set(encoded), number=10_000, repeat=7)) / 10_000
-    # It takes a sixth of this where nothing else runs.
-    assert best_s < 3e-6
