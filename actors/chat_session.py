@@ -32,11 +32,13 @@ from actors.session_views import (
     Appended,
     Extended,
     History,
+    Opened,
     SessionUsage,
     Shown,
     Transcript,
 )
 from actors.token_usage import USAGE_NAME, TokenUsage
+from actors.turn import NewTurn
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT, TurnQueue
 from actors.usage_outbox import AGAIN_AFTER_S, Used
 
@@ -80,6 +82,12 @@ class ChatSession(SessionTurns):
         self._row.make(Settings(user_id, title, metadata or {}, ttl_s, messages_max))
         self._plan()
         return self.metadata()
+
+    @idempotent
+    def open(self, new: NewTurn, runner: str, **settings: Any) -> Opened:
+        """Makes the session, as `create` does with `settings`, with a turn that `begin` enters: one commit for both."""
+        made = self.create(**settings)
+        return {"session": made, "begun": self.begin(new, runner)}
 
     @read
     def metadata(self) -> SessionMetadata:

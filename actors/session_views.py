@@ -6,8 +6,9 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from actors.directory import SessionMetadata
 from actors.message import Message
-from actors.turn import TurnInfo
+from actors.turn import Begun, TurnInfo
 
 
 class Shown(TypedDict):
@@ -66,6 +67,13 @@ class AnsweredTurn(TypedDict):
     turn: TurnInfo
     request: dict[str, Any]
     messages: list[Message]
+
+
+class Opened(TypedDict):
+    """A session that was made with its first turn."""
+
+    session: SessionMetadata
+    begun: Begun
 
 
 class Ended(Shown):

@@ -75,28 +75,30 @@ class Chat:
         if question.message is not None:
             # Checked before anything is made for it; with a history, the history gives way.
             await self._answers.prompt(question.tenant, question.message, question.request())
-        if question.session_id is None:
-            made = await self._sessions.make(
-                question.tenant, session_id=question.new_session_id, user_id=question.user_id
+        new, runner = self._new_turn(question, tenant), secrets.token_hex(8)
+        if question.session_id is not None:
+            session_id = question.session_id
+            begun: Begun = await self._sessions.get(question.tenant, session_id).begin(new, runner)
+            self._take_up(question.tenant, session_id, new, runner, begun)
+        else:
+            opened = await self._sessions.open(
+                question.tenant, new, runner, session_id=question.new_session_id, user_id=question.user_id
             )
-            # Side by side: the first word need not wait for a listing.
-            asked, _ = await asyncio.gather(
-                self._begin(question, tenant, made["id"]), self._sessions.enlist(question.tenant, made)
-            )
-            return asked
-        return await self._begin(question, tenant, question.session_id)
+            session_id, begun = opened["session"]["id"], opened["begun"]
+            # First: the answer need not wait for a listing.
+            self._take_up(question.tenant, session_id, new, runner, begun)
+            try:
+                await self._sessions.enlist(question.tenant, opened["session"])
+            except DurableError as error:  # there is an entry, and more is told of the session with its answer
+                logger.warning("tenant=%s listing lags behind: %s", question.tenant, error)
+        return Asked(session_id=session_id, turn_id=begun["turn"]["id"], joined=begun["joined"])
 
-    async def _begin(self, question: Question, tenant: TenantConfig, session_id: str) -> Asked:
-        session = self._sessions.get(question.tenant, session_id)
-        runner = secrets.token_hex(8)
-        new = self._new_turn(question, tenant)
-        begun: Begun = await session.begin(new, runner)
+    def _take_up(self, tenant: str, session_id: str, new: NewTurn, runner: str, begun: Begun) -> None:
         turn = begun["turn"]
         # A turn that another request began has its runner.
         is_own = turn["id"] == new["turn_id"]
         if begun["claim"] is not None or (turn["status"] == "queued" and is_own):
-            self._start(self._run(session, turn["id"], runner, begun["claim"]))
-        return Asked(session_id=session_id, turn_id=turn["id"], joined=begun["joined"])
+            self._start(self._run(self._sessions.get(tenant, session_id), turn["id"], runner, begun["claim"]))
 
     async def check_health(self) -> None:
         """Called by Serve all the while: the first time, and if it should have ended, begins to take lost turns."""

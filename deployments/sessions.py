@@ -17,7 +17,8 @@ from actors.directory import DIRECTORY_NAME, SearchPage, SessionMetadata, Sessio
 from actors.message import Message, NewMessage
 from actors.runtime.namespace import Stub
 from actors.session_copy import FINISHED_WITHIN_S, CopyProgress, Origin
-from actors.session_views import Appended, Extended, History, SessionUsage, Shown, Transcript
+from actors.session_views import Appended, Extended, History, Opened, SessionUsage, Shown, Transcript
+from actors.turn import NewTurn
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 
@@ -60,47 +61,57 @@ class Sessions:
         ttl_s: float | None = None,
     ) -> SessionMetadata:
         """Makes a session. Where `session_id` exists already, an earlier attempt has made it: it is left as it is."""
-        created = await self.make(
-            tenant, session_id=session_id, user_id=user_id, title=title, metadata=metadata, ttl_s=ttl_s
-        )
+        settings = self._new(tenant, user_id=user_id, title=title, metadata=metadata, ttl_s=ttl_s)
+        session = await self._enter(tenant, session_id or self.new_id(), settings)
+        created: SessionMetadata = await session.create(**settings)
         await self.enlist(tenant, created)
         return created
 
-    async def make(
+    async def open(
+        self, tenant: str, new: NewTurn, runner: str, *, session_id: str | None, user_id: str | None
+    ) -> Opened:
+        """The same for a session that begins with a question; `enlist` has the listing show it as it is."""
+        settings = self._new(tenant, user_id=user_id)
+        session = await self._enter(tenant, session_id or self.new_id(), settings)
+        opened: Opened = await session.open(new, runner, **settings)
+        return opened
+
+    def _new(
         self,
         tenant: str,
         *,
-        session_id: str | None = None,
-        user_id: str | None = None,
+        user_id: str | None,
         title: str | None = None,
         metadata: dict[str, str] | None = None,
         ttl_s: float | None = None,
-    ) -> SessionMetadata:
-        """The same, with no more than its entry in the listing; `enlist` has the listing show it as it is."""
-        now = self._now()
-        session_id = session_id or self.new_id()
-        settings = self._settings[tenant]
-        ttl_s = settings.ttl_s if ttl_s is None else ttl_s
-        entry: SessionMetadata = {
-            "id": session_id,
-            "tenant": tenant,
+    ) -> dict[str, Any]:
+        """What a session is made with."""
+        of_tenant = self._settings[tenant]
+        return {
             "user_id": user_id,
             "title": title,
-            "metadata": metadata or {},
-            "created_at": now,
-            "last_active_at": now,
-            "expires_at": None if ttl_s is None else now + ttl_s,
-            "message_count": 0,
+            "metadata": metadata,
+            "ttl_s": of_tenant.ttl_s if ttl_s is None else ttl_s,
+            "messages_max": of_tenant.messages_max,
         }
-        await self._directory(tenant).put(entry)
-        created: SessionMetadata = await self._sessions.get(tenant, session_id).create(
-            user_id=user_id,
-            title=title,
-            metadata=metadata,
-            ttl_s=ttl_s,
-            messages_max=settings.messages_max,
+
+    async def _enter(self, tenant: str, session_id: str, settings: Mapping[str, Any]) -> Stub[ChatSession]:
+        """Puts an entry of a session that is about to be made into the listing."""
+        now, ttl_s = self._now(), settings["ttl_s"]
+        await self._directory(tenant).put(
+            {
+                "id": session_id,
+                "tenant": tenant,
+                "user_id": settings["user_id"],
+                "title": settings["title"],
+                "metadata": settings["metadata"] or {},
+                "created_at": now,
+                "last_active_at": now,
+                "expires_at": None if ttl_s is None else now + ttl_s,
+                "message_count": 0,
+            }
         )
-        return created
+        return self._sessions.get(tenant, session_id)
 
     async def enlist(self, tenant: str, created: SessionMetadata) -> None:
         """Has the listing agree with a session that was just made: the session's own clock counts."""

@@ -52,6 +52,28 @@ async def test_a_turn_is_a_row_and_a_question_before_anything_runs(
     assert await history_of(session) == [("user", QUESTION)]
 
 
+async def test_a_session_can_be_made_with_its_first_turn_or_not_at_all(objects: LocalBackend) -> None:
+    sessions = objects.namespace(ChatSession)
+    opened = await sessions.get("acme", "with").open(asked("t1"), "r1", user_id="ann")
+    assert opened["session"]["user_id"] == "ann"
+    assert opened["begun"]["turn"]["status"] == "in_progress"
+    assert await history_of(sessions.get("acme", "with")) == [("user", QUESTION)]
+
+    with pytest.raises(InvalidArgument):
+        await sessions.get("acme", "without").open(asked("t1", None), "r1", user_id="ann")
+    with pytest.raises(ObjectNotFound):
+        await sessions.get("acme", "without").metadata()
+
+
+async def test_a_session_that_is_made_with_the_same_turn_twice_has_it_once(objects: LocalBackend) -> None:
+    session = objects.namespace(ChatSession).get("acme", "s")
+    first = await session.open(asked("t1"), "r1")
+    again = await session.open(asked("t1"), "r2")
+    assert again["begun"]["joined"]
+    assert again["session"]["created_at"] == first["session"]["created_at"]
+    assert await history_of(session) == [("user", QUESTION)]
+
+
 async def test_turns_need_a_session(objects: LocalBackend, session: Stub[ChatSession]) -> None:
     other = objects.namespace(ChatSession).get("acme", "other")
     for call in (other.begin(asked("t1"), "r"), other.turn("t1"), other.claim("t1", "r"), other.events("t1")):
