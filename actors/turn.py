@@ -37,7 +37,7 @@ EventType = Literal[
     "error",
 ]
 #: Those that an answer consists of: a turn that has one can't be begun again without the reader's noticing.
-CONTENT: frozenset[str] = frozenset({"text.delta", "tool.call", "tool.result"})
+CONTENT: tuple[EventType, ...] = ("text.delta", "tool.call", "tool.result")
 #: What each event that a runner tells must have, since the answer is made of it. The others are the ledger's to tell.
 _RECORDABLE: dict[str, tuple[tuple[str, type], ...]] = {
     "turn.created": (),
@@ -137,6 +137,8 @@ class TurnLimits(TypedDict):
     queue_max: int
     #: Runners that may try, one after another.
     attempts_max: int
+    #: A model can go on from the part of an answer that a lost runner had told. Else that part is all of it.
+    continues: bool
     #: How long the events of a turn that completed, or was cancelled, can be read.
     events_kept_s: float
     #: Of one that failed or is incomplete.
@@ -183,6 +185,14 @@ class TurnInfo(TypedDict):
     error: TurnError | None
 
 
+class Told(TypedDict):
+    """The part of an answer that an earlier attempt has told, to be gone on from. Its tokens may be estimated."""
+
+    text: str
+    sources: list[dict[str, Any]]
+    output_tokens: int
+
+
 class Claim(TypedDict):
     """A turn in the hands of one runner. What comes from an earlier attempt is refused from here on."""
 
@@ -194,6 +204,8 @@ class Claim(TypedDict):
     message_id: int
     message: str
     request: dict[str, Any]
+    #: None where the answer is to be begun.
+    told: Told | None
     #: What was said before, oldest first.
     history: list[Message]
 

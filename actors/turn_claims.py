@@ -12,7 +12,7 @@ from collections.abc import Callable
 from actors.message_log import MessageLog
 from actors.runtime import Clock, Storage
 from actors.session_row import SessionRow
-from actors.turn import LEASE_S, Claim, turn_error
+from actors.turn import LEASE_S, Claim, Told, turn_error
 from actors.turn_ending import TurnEnding
 from actors.turn_events import TurnEvents
 from actors.turn_rows import TurnRows
@@ -118,7 +118,19 @@ class TurnClaims:
             "message_id": message_id,
             "message": message,
             "request": json.loads(request),
+            "told": self._told(turn_id) if attempt > 1 else None,
             "history": self._messages.before(message_id, HISTORY_MESSAGES_MAX)["messages"],
+        }
+
+    def _told(self, turn_id: str) -> Told | None:
+        text = self._events.text(turn_id)
+        if not text:
+            return None
+        used = self._turns.used_before(turn_id)
+        return {
+            "text": text,
+            "sources": self._events.sources(turn_id) or [],
+            "output_tokens": used["output_tokens"] if used else 0,
         }
 
     def is_claimable(self, turn_id: str) -> bool:

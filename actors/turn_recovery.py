@@ -1,7 +1,8 @@
 """What becomes of a turn that nobody runs any more, or nobody ever did?
 
-One whose runner was lost waits for another as long as nothing of its answer was told, and its attempts last; else it
-ends with what there is. One that nobody claims is offered to whoever looks for work, and fails in the end.
+One whose runner was lost waits for another as long as its attempts last, if nothing of its answer was told, or if its
+model can go on with what was; else it ends with what there is. One that nobody claims is offered to whoever looks for
+work, and fails in the end.
 """
 
 from __future__ import annotations
@@ -66,24 +67,32 @@ class TurnRecovery:
         return False
 
     def release(self, turn_id: str, attempt: int, reason: str) -> bool:
-        """Has a turn of whose answer nothing was told run from the start. False: it is not the caller's."""
+        """Has a turn run by another, from the start or from what was told, where it may. False: not the caller's."""
         if not self._claims.holds(turn_id, attempt):
             return False
-        self._start_over(turn_id, reason, turn_error(reason, "the answer could not be begun"))
+        self._start_over(turn_id, reason, turn_error(reason, "the answer could not be made"))
         return True
 
     def _start_over(self, turn_id: str, reason: str, error: TurnError) -> bool:
         """Has a turn that lost its runner wait for another; ends it where that may not be. Returns whether it waits."""
         attempt, cancel_requested, limits = self._turns.get(turn_id, "attempt, cancel_requested, limits")
+        limits = json.loads(limits)
+        continues = self._events.has_content(turn_id)
         if cancel_requested:
             self._ending.end(turn_id, "cancelled")
-        elif self._events.has_content(turn_id):
+        elif continues and (
             # Who has read it can't unread it.
+            not limits.get("continues")
+            # A model can go on with a text, but not with what it had its tools do.
+            or self._events.has(turn_id, "tool.call")
+            or attempt >= limits["attempts_max"]
+        ):
             self._ending.end(turn_id, "incomplete", finish_reason=reason, error=error)
-        elif attempt >= json.loads(limits)["attempts_max"]:
+        elif attempt >= limits["attempts_max"]:
             self._ending.end(turn_id, "failed", error=error)
         else:
-            self._events.add(turn_id, "turn.retrying", {"attempt": attempt + 1, "reason": reason})
+            retrying = {"attempt": attempt + 1, "reason": reason, "continues": continues}
+            self._events.add(turn_id, "turn.retrying", retrying)
             used = usage_together(self._turns.used_before(turn_id), self._turns.used_by_lost(turn_id))
             self._sql(
                 "UPDATE turn SET status = 'queued', runner = NULL, used = NULL, used_before = ?, due_at = ?"

@@ -130,6 +130,7 @@ class Chat:
             "limits": {
                 "queue_max": settings.queue_max,
                 "attempts_max": settings.attempts_max,
+                "continues": tenant.model.continues_answers,
                 "events_kept_s": settings.events_kept_s,
                 "broken_events_kept_s": settings.broken_events_kept_s,
             },

@@ -63,8 +63,10 @@ class TurnWriter:
         self.stopped = asyncio.Event()
         #: Why nothing can be written any more, where that is so.
         self.failure: DurableError | None = None
-        #: Something of the answer was added, whether or not it was written yet.
-        self.has_content = False
+        #: Something of the answer was added, whether or not it was written yet, by this attempt or an earlier one.
+        self.has_content = claim["told"] is not None
+        #: Tools were called on the way to it.
+        self.has_calls = False
 
     def start(self, used: Callable[[], Usage | None] = lambda: None) -> None:
         """
@@ -76,6 +78,7 @@ class TurnWriter:
 
     async def add(self, event_type: EventType, data: dict[str, Any]) -> None:
         self.has_content |= event_type in CONTENT
+        self.has_calls |= event_type == "tool.call"
         # What could not be written stays as it is: it may have been, and only the word of it lost.
         last = self._waiting[-1] if self._waiting and self.failure is None else None
         if event_type == "text.delta":

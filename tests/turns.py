@@ -10,7 +10,13 @@ from actors.runtime.namespace import Stub
 from actors.turn import FINAL, NewEvent, NewTurn, OnConflict, TurnError, TurnEvent, TurnLimits, Usage
 
 CLASSES = (ChatSession, Directory, TokenUsage, TurnQueue)
-LIMITS: TurnLimits = {"queue_max": 2, "attempts_max": 3, "events_kept_s": 600.0, "broken_events_kept_s": 3600.0}
+LIMITS: TurnLimits = {
+    "queue_max": 2,
+    "attempts_max": 3,
+    "continues": False,
+    "events_kept_s": 600.0,
+    "broken_events_kept_s": 3600.0,
+}
 USAGE: Usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15, "estimated": False}
 ERROR: TurnError = {"code": "ModelTimeout", "message": "no answer", "retryable": True, "retry_after_s": 2.0}
 FINAL_EVENTS = {"turn.completed", "turn.incomplete", "turn.cancelled", "error"}
@@ -27,6 +33,7 @@ def asked(
     request: dict[str, Any] | None = None,
     queue_max: int = LIMITS["queue_max"],
     attempts_max: int = LIMITS["attempts_max"],
+    continues: bool = LIMITS["continues"],
 ) -> NewTurn:
     return {
         "turn_id": turn_id,
@@ -36,7 +43,7 @@ def asked(
         "request": request or {},
         "key": key,
         "on_conflict": on_conflict,
-        "limits": {**LIMITS, "queue_max": queue_max, "attempts_max": attempts_max},
+        "limits": {**LIMITS, "queue_max": queue_max, "attempts_max": attempts_max, "continues": continues},
     }
 
 

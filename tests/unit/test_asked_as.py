@@ -11,6 +11,7 @@ from actors import ChatSession, LocalBackend, ObjectNotFound
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.turn import FinalStatus, NewTurn
+from tests.turns import LIMITS
 
 KEY = "ui_" + "a" * 64
 
@@ -39,7 +40,7 @@ async def _begin(session: Stub[ChatSession], number: int, key: str | None, repla
         "request": {},
         "key": key,
         "on_conflict": "enqueue",
-        "limits": {"queue_max": 8, "attempts_max": 2, "events_kept_s": 600, "broken_events_kept_s": 3_600},
+        "limits": LIMITS,
     }
     await session.begin(new, "runner")
     return turn_id

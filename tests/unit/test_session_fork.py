@@ -17,6 +17,7 @@ from actors.turn import NewEvent, NewTurn
 from configs.tenant import SessionsConfig
 from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
+from tests.turns import LIMITS
 from tests.unit.handles import FailingObjects, tenant
 from tests.unit.objects_fixtures import ring
 
@@ -217,7 +218,7 @@ async def test_a_tools_call_and_its_result_are_not_parted_and_turns_stay_where_t
         "request": {},
         "key": None,
         "on_conflict": "enqueue",
-        "limits": {"queue_max": 1, "attempts_max": 1, "events_kept_s": 60, "broken_events_kept_s": 60},
+        "limits": LIMITS,
     }
     await stub.begin(new, "runner")
     events: list[NewEvent] = [

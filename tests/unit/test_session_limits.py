@@ -12,6 +12,7 @@ from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.turn import Claim, NewEvent, NewTurn, Usage
+from tests.turns import LIMITS
 from tests.unit.objects_fixtures import Hibernating, ring
 
 USAGE: Usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "estimated": False}
@@ -44,7 +45,7 @@ def _new(number: int, message: str = "Why?") -> NewTurn:
         "request": {},
         "key": None,
         "on_conflict": "enqueue",
-        "limits": {"queue_max": 8, "attempts_max": 2, "events_kept_s": 600, "broken_events_kept_s": 3_600},
+        "limits": LIMITS,
     }
 
 

@@ -83,6 +83,7 @@ async def claimed(talk: Talk) -> Claimed:
         "limits": {
             "queue_max": settings.queue_max,
             "attempts_max": settings.attempts_max,
+            "continues": False,
             "events_kept_s": settings.events_kept_s,
             "broken_events_kept_s": settings.broken_events_kept_s,
         },

@@ -44,6 +44,7 @@ async def test_a_turn_is_a_row_and_a_question_before_anything_runs(
         "message_id": 1,
         "message": QUESTION,
         "request": {"top_k": 3},
+        "told": None,
         "history": [],
     }
     turn = await session.turn("t1")
