@@ -7,11 +7,12 @@ ended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from actors.message import Message
+from actors.message import Message, NewMessage
 from actors.runtime import InvalidArgument
 
 TurnStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
@@ -149,14 +150,19 @@ class NewTurn(TypedDict):
     """What is asked of a session.
 
     `turn_id` is one that no other turn of the tenant has had. `message` None answers the last message of the user
-    again. With `replace`, the id of a message of the user, that message and all that follow it give way, to `message`
-    where there is one. `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its
-    tokens count for. `key` names the request: another one with the same key joins this turn, whatever its `turn_id`.
+    again. `leading` comes into the history with the message, in front of it. With `replace`, the id of a message of the
+    user, that message and all that follow it give way, to `message` where there is one. With `follows`, the id of a
+    turn, it is refused where another has begun since that one.
+
+    `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its tokens count for. `key`
+    names the request: another one with the same key joins this turn, whatever its `turn_id`.
     """
 
     turn_id: str
     message: str | None
+    leading: Sequence[NewMessage]
     replace: int | None
+    follows: str | None
     model: str
     request: dict[str, Any]
     key: str | None

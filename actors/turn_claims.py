@@ -84,7 +84,7 @@ class TurnClaims:
 
     def _take_in(self, turn_id: str, now: float) -> bool:
         """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
-        message, replaces = self._turns.get(turn_id, "message, replaces")
+        message, leading, replaces = self._turns.get(turn_id, "message, leading, replaces")
         if message is None or replaces is not None:
             replaced = self._messages.question(replaces)
             if replaced is None:
@@ -93,6 +93,8 @@ class TurnClaims:
             replaces = replaced[0]
             self._messages.give_way(replaces, turn_id)
             message = replaced[1] if message is None else message
+        if leading is not None:
+            self._messages.extend(json.loads(leading), now, turn_id=turn_id)
         message_id = self._messages.add("user", message, now, data={"turn_id": turn_id}, turn_id=turn_id)
         # The message itself may leave while the turn runs, when there are too many.
         self._sql(

@@ -101,7 +101,7 @@ class TurnEnding:
         # What was asked is in the history, or shall not be; how it was is for whoever asks of the turn.
         self._sql(
             "UPDATE turn SET status = ?, ended_at = ?, runner = NULL, answer_id = ?, finish_reason = ?, usage = ?,"
-            " error = ?, due_at = ?, message = NULL,"
+            " error = ?, due_at = ?, message = NULL, leading = NULL,"
             " request = CASE WHEN rolled_back THEN '{}' ELSE request END WHERE id = ?",
             status,
             now,

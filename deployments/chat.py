@@ -122,7 +122,9 @@ class Chat:
         return {
             "turn_id": question.turn_id or new_turn_id(),
             "message": question.message,
+            "leading": question.leading,
             "replace": question.replace,
+            "follows": question.follows,
             "model": tenant.model.name,
             "request": question.request(),
             "key": question.key,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from actors import ChatSession, Directory, TokenUsage, TurnQueue
+from actors.message import NewMessage
 from actors.runtime.namespace import Stub
 from actors.turn import FINAL, NewEvent, NewTurn, OnConflict, TurnError, TurnEvent, TurnLimits, Usage
 
@@ -27,7 +29,9 @@ def asked(
     turn_id: str,
     message: str | None = QUESTION,
     *,
+    leading: Sequence[NewMessage] = (),
     replace: int | None = None,
+    follows: str | None = None,
     key: str | None = None,
     on_conflict: OnConflict = "enqueue",
     request: dict[str, Any] | None = None,
@@ -38,7 +42,9 @@ def asked(
     return {
         "turn_id": turn_id,
         "message": message,
+        "leading": leading,
         "replace": replace,
+        "follows": follows,
         "model": "m",
         "request": request or {},
         "key": key,
