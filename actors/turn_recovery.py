@@ -78,18 +78,12 @@ class TurnRecovery:
         attempt, cancel_requested, limits = self._turns.get(turn_id, "attempt, cancel_requested, limits")
         limits = json.loads(limits)
         continues = self._events.has_content(turn_id)
+        # Who has read a part can't unread it; a model can go on with a text, and not with what it had its tools do.
+        may_go_on = not continues or (limits.get("continues") and not self._events.has(turn_id, "tool.call"))
         if cancel_requested:
             self._ending.end(turn_id, "cancelled")
-        elif continues and (
-            # Who has read it can't unread it.
-            not limits.get("continues")
-            # A model can go on with a text, but not with what it had its tools do.
-            or self._events.has(turn_id, "tool.call")
-            or attempt >= limits["attempts_max"]
-        ):
-            self._ending.end(turn_id, "incomplete", finish_reason=reason, error=error)
-        elif attempt >= limits["attempts_max"]:
-            self._ending.end(turn_id, "failed", error=error)
+        elif not may_go_on or attempt >= limits["attempts_max"]:
+            self._give_up(turn_id, reason, error)
         else:
             retrying = {"attempt": attempt + 1, "reason": reason, "continues": continues}
             self._events.add(turn_id, "turn.retrying", retrying)
@@ -114,7 +108,13 @@ class TurnRecovery:
             return False
         (offers,) = self._turns.get(turn_id, "offers")
         if offers >= OFFERS_MAX:
-            self._ending.end(turn_id, "failed", error=_NOT_RUN)
+            self._give_up(turn_id, "not_run", _NOT_RUN)
             return False
         self._sql("UPDATE turn SET offers = offers + 1, due_at = ? WHERE id = ?", self._clock.now() + LEASE_S, turn_id)
         return True
+
+    def _give_up(self, turn_id: str, reason: str, error: TurnError) -> None:
+        if self._events.has_content(turn_id):
+            self._ending.end(turn_id, "incomplete", finish_reason=reason, error=error)
+        else:
+            self._ending.end(turn_id, "failed", error=error)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from actors import ChatSession
+from actors import ChatSession, turn_recovery
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from actors.turn import Claim
-from tests.turns import USAGE, answered, begun, called, created, events_of, history_of, said, sources, types_of
+from tests.turns import USAGE, answered, asked, begun, called, created, events_of, history_of, said, sources, types_of
 from tests.unit.turns.lost import LAPSED_S, offered
 
 
@@ -96,3 +96,34 @@ async def test_a_turn_of_which_nothing_was_told_is_begun_anew(lab: Lab, session:
     await session.finish("t1", claim["attempt"], claim["last_event"], said("yes"), "completed")
     assert "sources" not in (await session.history())["messages"][-1]["data"]
     assert await types_of(session, "t1") == ["turn.created", "sources", "turn.retrying", "text.delta", "turn.completed"]
+
+
+async def test_one_that_nobody_goes_on_with_keeps_what_was_told(
+    lab: Lab, session: Stub[ChatSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_recovery, "OFFERS_MAX", 2)
+    attempt = await begun(session, "t1", continues=True)
+    await session.record("t1", attempt, 0, said("be"))
+    for _ in range(5):
+        await lab.advance(LAPSED_S)
+    turn = await session.turn("t1")
+    assert (turn["status"], turn["finish_reason"]) == ("incomplete", "not_run")
+    assert (await history_of(session))[-1] == ("assistant", "be")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "cleared", "rolled back"])
+async def test_one_that_waits_to_be_gone_on_with_can_be_stopped(lab: Lab, session: Stub[ChatSession], how: str) -> None:
+    attempt = await begun(session, "t1", continues=True)
+    await session.record("t1", attempt, 0, said("be"), USAGE)
+    await lab.advance(LAPSED_S)
+    if how == "cancelled":
+        await session.cancel("t1")
+        assert (await history_of(session))[-1] == ("assistant", "be")
+    elif how == "cleared":
+        await session.clear()
+        assert await history_of(session) == []
+    else:
+        await session.begin(asked("t2", "then?", on_conflict="rollback"), "r2")
+        assert await history_of(session) == [("user", "then?")]
+    turn = await session.turn("t1")
+    assert (turn["status"], turn["usage"]) == ("cancelled", {**USAGE, "estimated": True})
