@@ -136,11 +136,11 @@ class ChatSession(SessionTurns):
         return {"id": message_id, "created_at": now, **self._row.shown()}
 
     @exactly_once
-    def extend(self, messages: Sequence[NewMessage], turn_id: str | None = None) -> Extended:
-        """Adds messages, all or none. They are a turn's where they lead to its question."""
+    def extend(self, messages: Sequence[NewMessage]) -> Extended:
+        """Adds messages, all or none."""
         self._row.require()
         now = self.clock.now()
-        added = self._messages.extend(messages, now, turn_id=turn_id)
+        added = self._messages.extend(messages, now)
         self._row.recount()
         self._row.touch()
         self._plan()

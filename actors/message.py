@@ -51,10 +51,10 @@ def drafts_of(events: Iterable[tuple[str, dict[str, Any]]]) -> list[Draft]:
 
     def end_step() -> None:
         if text or calls:
-            drafts.append(Draft("assistant", _whole("".join(text)), {"tool_calls": list(calls)} if calls else {}))
+            drafts.append(Draft("assistant", whole("".join(text)), {"tool_calls": list(calls)} if calls else {}))
         for call in calls:
             result = results.get(call["id"])
-            content = NO_RESULT if result is None else _whole(json.dumps(_outcome(result), ensure_ascii=False))
+            content = NO_RESULT if result is None else whole(json.dumps(_outcome(result), ensure_ascii=False))
             drafts.append(Draft("tool", content, {"tool_call_id": call["id"], "name": call["name"]}))
         text.clear()
         calls.clear()
@@ -74,7 +74,7 @@ def drafts_of(events: Iterable[tuple[str, dict[str, Any]]]) -> list[Draft]:
     return drafts
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """The text without halves of surrogate pairs, which can't be stored: some models' servers send one at a time."""
     try:
         text.encode()

@@ -72,3 +72,9 @@ def keep_usage_of_attempts(database: Database) -> None:
     # What the attempt that runs has told that it used, and what those before it had.
     database.execute("ALTER TABLE turn ADD COLUMN used TEXT")
     database.execute("ALTER TABLE turn ADD COLUMN used_before TEXT")
+
+
+@migrations()
+def keep_what_leads_to_questions(database: Database) -> None:
+    # Messages that come into the history with a turn's question, in front of it.
+    database.execute("ALTER TABLE turn ADD COLUMN leading TEXT")

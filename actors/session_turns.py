@@ -121,7 +121,7 @@ class SessionTurns(DurableObject):
 
     @idempotent
     def release(self, turn_id: str, attempt: int, reason: str) -> bool:
-        """Gives a turn back of whose answer nothing was told, to be run from the start by whoever claims it."""
+        """Gives a turn back, to be begun anew or gone on with by whoever claims it; it ends where that may not be."""
         self._row.require()
         return self._turns.recovery.release(turn_id, attempt, reason)
 

@@ -7,11 +7,12 @@ ended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from actors.message import Message
+from actors.message import Message, NewMessage
 from actors.runtime import InvalidArgument
 
 TurnStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
@@ -37,7 +38,7 @@ EventType = Literal[
     "error",
 ]
 #: Those that an answer consists of: a turn that has one can't be begun again without the reader's noticing.
-CONTENT: frozenset[str] = frozenset({"text.delta", "tool.call", "tool.result"})
+CONTENT: tuple[EventType, ...] = ("text.delta", "tool.call", "tool.result")
 #: What each event that a runner tells must have, since the answer is made of it. The others are the ledger's to tell.
 _RECORDABLE: dict[str, tuple[tuple[str, type], ...]] = {
     "turn.created": (),
@@ -137,6 +138,8 @@ class TurnLimits(TypedDict):
     queue_max: int
     #: Runners that may try, one after another.
     attempts_max: int
+    #: A model can go on from the part of an answer that a lost runner had told. Else that part is all of it.
+    continues: bool
     #: How long the events of a turn that completed, or was cancelled, can be read.
     events_kept_s: float
     #: Of one that failed or is incomplete.
@@ -147,14 +150,19 @@ class NewTurn(TypedDict):
     """What is asked of a session.
 
     `turn_id` is one that no other turn of the tenant has had. `message` None answers the last message of the user
-    again. With `replace`, the id of a message of the user, that message and all that follow it give way, to `message`
-    where there is one. `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its
-    tokens count for. `key` names the request: another one with the same key joins this turn, whatever its `turn_id`.
+    again. `leading` comes into the history with the message, in front of it. With `replace`, the id of a message of the
+    user, that message and all that follow it give way, to `message` where there is one. With `follows`, the id of a
+    turn, it is refused where another has begun since that one.
+
+    `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its tokens count for. `key`
+    names the request: another one with the same key joins this turn, whatever its `turn_id`.
     """
 
     turn_id: str
     message: str | None
+    leading: Sequence[NewMessage]
     replace: int | None
+    follows: str | None
     model: str
     request: dict[str, Any]
     key: str | None
@@ -183,6 +191,14 @@ class TurnInfo(TypedDict):
     error: TurnError | None
 
 
+class Told(TypedDict):
+    """The part of an answer that an earlier attempt has told, to be gone on from. Its tokens may be estimated."""
+
+    text: str
+    sources: list[dict[str, Any]]
+    output_tokens: int
+
+
 class Claim(TypedDict):
     """A turn in the hands of one runner. What comes from an earlier attempt is refused from here on."""
 
@@ -194,6 +210,8 @@ class Claim(TypedDict):
     message_id: int
     message: str
     request: dict[str, Any]
+    #: None where the answer is to be begun.
+    told: Told | None
     #: What was said before, oldest first.
     history: list[Message]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from actors.message_log import MessageLog
 from actors.runtime import Clock, Storage
 from actors.session_row import SessionRow
-from actors.turn import LEASE_S, Claim, turn_error
+from actors.turn import LEASE_S, Claim, Told, turn_error
 from actors.turn_ending import TurnEnding
 from actors.turn_events import TurnEvents
 from actors.turn_rows import TurnRows
@@ -84,7 +84,7 @@ class TurnClaims:
 
     def _take_in(self, turn_id: str, now: float) -> bool:
         """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
-        message, replaces = self._turns.get(turn_id, "message, replaces")
+        message, leading, replaces = self._turns.get(turn_id, "message, leading, replaces")
         if message is None or replaces is not None:
             replaced = self._messages.question(replaces)
             if replaced is None:
@@ -93,6 +93,8 @@ class TurnClaims:
             replaces = replaced[0]
             self._messages.give_way(replaces, turn_id)
             message = replaced[1] if message is None else message
+        if leading is not None:
+            self._messages.extend(json.loads(leading), now, turn_id=turn_id)
         message_id = self._messages.add("user", message, now, data={"turn_id": turn_id}, turn_id=turn_id)
         # The message itself may leave while the turn runs, when there are too many.
         self._sql(
@@ -118,7 +120,19 @@ class TurnClaims:
             "message_id": message_id,
             "message": message,
             "request": json.loads(request),
+            "told": self._told(turn_id) if attempt > 1 else None,
             "history": self._messages.before(message_id, HISTORY_MESSAGES_MAX)["messages"],
+        }
+
+    def _told(self, turn_id: str) -> Told | None:
+        text = self._events.text(turn_id)
+        if not text:
+            return None
+        used = self._turns.used_before(turn_id)
+        return {
+            "text": text,
+            "sources": self._events.sources(turn_id) or [],
+            "output_tokens": used["output_tokens"] if used else 0,
         }
 
     def is_claimable(self, turn_id: str) -> bool:

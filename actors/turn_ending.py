@@ -14,7 +14,7 @@ from actors.message import Draft, drafts_of
 from actors.message_log import MessageLog
 from actors.runtime import Clock, ObjectId, Storage
 from actors.session_row import SessionRow
-from actors.turn import CONTENT, FINAL_EVENT, LEASE_S, FinalStatus, TurnError, Usage, turn_error, usage_together
+from actors.turn import FINAL_EVENT, LEASE_S, FinalStatus, TurnError, Usage, turn_error, usage_together
 from actors.turn_events import TurnEvents
 from actors.turn_rows import TurnRows
 from actors.usage_outbox import UsageOutbox, Used
@@ -101,7 +101,7 @@ class TurnEnding:
         # What was asked is in the history, or shall not be; how it was is for whoever asks of the turn.
         self._sql(
             "UPDATE turn SET status = ?, ended_at = ?, runner = NULL, answer_id = ?, finish_reason = ?, usage = ?,"
-            " error = ?, due_at = ?, message = NULL,"
+            " error = ?, due_at = ?, message = NULL, leading = NULL,"
             " request = CASE WHEN rolled_back THEN '{}' ELSE request END WHERE id = ?",
             status,
             now,
@@ -124,16 +124,8 @@ class TurnEnding:
     def _store_answer(
         self, turn_id: str, status: str, finish_reason: str, usage: Usage | None, now: float
     ) -> int | None:
-        told: list[tuple[str, dict[str, Any]]] = []
-        sources: list[Any] | None = None
-        for event_type, data in self._events.all(turn_id):
-            if event_type in CONTENT:
-                told.append((event_type, data))
-            elif event_type == "sources":
-                sources = data["sources"]
-            elif event_type == "turn.retrying":
-                sources = None  # of an attempt that came to nothing
-        drafts = drafts_of(told)
+        sources = self._events.sources(turn_id)
+        drafts = drafts_of(self._events.content(turn_id))
         if status == "completed" and (not drafts or drafts[-1].role != "assistant"):
             # A model may have nothing to say; a question that was answered has an answer.
             drafts.append(Draft("assistant", "", {}))

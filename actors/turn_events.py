@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from actors.message import whole
 from actors.runtime import InvalidArgument, Storage
 from actors.turn import CONTENT, FINAL, EventPage, EventType, NewEvent, TurnEvent, require_recordable
 from actors.turn_rows import TurnRows
@@ -79,17 +80,37 @@ class TurnEvents:
 
     def has_content(self, turn_id: str) -> bool:
         """Something of the answer was told."""
-        marks = ", ".join("?" * len(CONTENT))
-        return bool(
-            self._sql(f"SELECT 1 FROM turn_event WHERE turn = ? AND type IN ({marks}) LIMIT 1", turn_id, *CONTENT)  # noqa: S608  marks
-        )
+        return any(self.has(turn_id, event_type) for event_type in CONTENT)
 
     def has(self, turn_id: str, event_type: EventType) -> bool:
         return bool(self._sql("SELECT 1 FROM turn_event WHERE turn = ? AND type = ? LIMIT 1", turn_id, event_type))
 
-    def all(self, turn_id: str) -> Iterator[tuple[EventType, dict[str, Any]]]:
-        for event_type, data in self._sql("SELECT type, data FROM turn_event WHERE turn = ? ORDER BY number", turn_id):
-            yield event_type, json.loads(data)
+    def content(self, turn_id: str) -> Iterator[tuple[EventType, dict[str, Any]]]:
+        """What the answer consists of."""
+        return self._of(turn_id, *CONTENT)
+
+    def text(self, turn_id: str) -> str:
+        """What was told of the answer, where it is nothing but text."""
+        return whole("".join(data["text"] for _, data in self._of(turn_id, "text.delta")))
+
+    def sources(self, turn_id: str) -> list[dict[str, Any]] | None:
+        """What the answer was made from; None where that was not told."""
+        sources = None
+        for event_type, data in self._of(turn_id, "sources", "turn.retrying"):
+            if event_type == "sources":
+                sources = data["sources"]
+            elif not data.get("continues"):
+                sources = None  # of an attempt that came to nothing
+        return sources
+
+    def _of(self, turn_id: str, *types: EventType) -> Iterator[tuple[EventType, dict[str, Any]]]:
+        rows = self._sql(
+            "SELECT type, data FROM turn_event WHERE turn = ? AND type IN (SELECT value FROM json_each(?))"
+            " ORDER BY number",
+            turn_id,
+            json.dumps(types),
+        )
+        return ((event_type, json.loads(data)) for event_type, data in rows)
 
     def page(self, turn_id: str, after: int) -> EventPage:
         """What was written down of a turn. Of one whose events are no longer kept, nothing."""

@@ -96,17 +96,20 @@ class TurnLedger:
 
         Raises:
             RequestReused: the key came with another request.
-            ObjectConflict: an answer is under way, and the new message may not wait for it, or too many do.
+            ObjectConflict: an answer is under way, and the new message may not wait for it, or too many do; or another
+                turn has begun since the one that it is to follow.
             InvalidArgument: there is no message of the user to be answered again, or to be replaced.
         """
         turn_id = new["turn_id"]
-        digest = fingerprint("turn", (new["message"], new["replace"], new["request"]), {})
+        digest = fingerprint("turn", (new["message"], new["replace"], new["request"], *new["leading"]), {})
         known = self.rows.begun_as(turn_id, new["key"])
         if known is not None:
             known_id, known_digest = known
             if known_digest != digest:
                 raise RequestReused(str(self._id), new["key"] or turn_id)
             return self.rows.info(known_id), True
+        if new["follows"] is not None and self.rows.newest() != new["follows"]:
+            raise ObjectConflict(str(self._id), "another turn has begun since the one that this is to follow")
         self._require_answerable(new)
         self._make_way(self.rows.open(), new)
         now = self._clock.now()

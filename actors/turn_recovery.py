@@ -1,7 +1,8 @@
 """What becomes of a turn that nobody runs any more, or nobody ever did?
 
-One whose runner was lost waits for another as long as nothing of its answer was told, and its attempts last; else it
-ends with what there is. One that nobody claims is offered to whoever looks for work, and fails in the end.
+One whose runner was lost waits for another as long as its attempts last, if nothing of its answer was told, or if its
+model can go on with what was; else it ends with what there is. One that nobody claims is offered to whoever looks for
+work, and fails in the end.
 """
 
 from __future__ import annotations
@@ -66,24 +67,26 @@ class TurnRecovery:
         return False
 
     def release(self, turn_id: str, attempt: int, reason: str) -> bool:
-        """Has a turn of whose answer nothing was told run from the start. False: it is not the caller's."""
+        """Has a turn run by another, from the start or from what was told, where it may. False: not the caller's."""
         if not self._claims.holds(turn_id, attempt):
             return False
-        self._start_over(turn_id, reason, turn_error(reason, "the answer could not be begun"))
+        self._start_over(turn_id, reason, turn_error(reason, "the answer could not be made"))
         return True
 
     def _start_over(self, turn_id: str, reason: str, error: TurnError) -> bool:
         """Has a turn that lost its runner wait for another; ends it where that may not be. Returns whether it waits."""
         attempt, cancel_requested, limits = self._turns.get(turn_id, "attempt, cancel_requested, limits")
+        limits = json.loads(limits)
+        continues = self._events.has_content(turn_id)
+        # Who has read a part can't unread it; a model can go on with a text, and not with what it had its tools do.
+        may_go_on = not continues or (limits.get("continues") and not self._events.has(turn_id, "tool.call"))
         if cancel_requested:
             self._ending.end(turn_id, "cancelled")
-        elif self._events.has_content(turn_id):
-            # Who has read it can't unread it.
-            self._ending.end(turn_id, "incomplete", finish_reason=reason, error=error)
-        elif attempt >= json.loads(limits)["attempts_max"]:
-            self._ending.end(turn_id, "failed", error=error)
+        elif not may_go_on or attempt >= limits["attempts_max"]:
+            self._give_up(turn_id, reason, error)
         else:
-            self._events.add(turn_id, "turn.retrying", {"attempt": attempt + 1, "reason": reason})
+            retrying = {"attempt": attempt + 1, "reason": reason, "continues": continues}
+            self._events.add(turn_id, "turn.retrying", retrying)
             used = usage_together(self._turns.used_before(turn_id), self._turns.used_by_lost(turn_id))
             self._sql(
                 "UPDATE turn SET status = 'queued', runner = NULL, used = NULL, used_before = ?, due_at = ?"
@@ -105,7 +108,13 @@ class TurnRecovery:
             return False
         (offers,) = self._turns.get(turn_id, "offers")
         if offers >= OFFERS_MAX:
-            self._ending.end(turn_id, "failed", error=_NOT_RUN)
+            self._give_up(turn_id, "not_run", _NOT_RUN)
             return False
         self._sql("UPDATE turn SET offers = offers + 1, due_at = ? WHERE id = ?", self._clock.now() + LEASE_S, turn_id)
         return True
+
+    def _give_up(self, turn_id: str, reason: str, error: TurnError) -> None:
+        if self._events.has_content(turn_id):
+            self._ending.end(turn_id, "incomplete", finish_reason=reason, error=error)
+        else:
+            self._ending.end(turn_id, "failed", error=error)

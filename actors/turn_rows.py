@@ -79,10 +79,12 @@ class TurnRows:
         self._forget_old(now)
         self._sql(
             "INSERT INTO turn"
-            " (id, status, message, replaces, model, request, key, fingerprint, limits, created_at, due_at)"
-            " VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " (id, status, message, leading, replaces, model, request, key, fingerprint, limits, created_at, due_at)"
+            " VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             new["turn_id"],
             new["message"],
+            # As it is: what can't be stored later is refused now.
+            json.dumps(new["leading"], ensure_ascii=False) if new["leading"] else None,
             new["replace"],
             new["model"],
             json.dumps(new["request"]),
@@ -120,6 +122,10 @@ class TurnRows:
             key,
         )
         return int(rows[0][0]) if rows else None
+
+    def newest(self) -> str | None:
+        rows = self._sql("SELECT id FROM turn ORDER BY number DESC LIMIT 1")
+        return str(rows[0][0]) if rows else None
 
     def open(self) -> list[tuple[str, TurnStatus]]:
         """Those that have not ended, oldest first."""

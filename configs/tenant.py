@@ -149,6 +149,12 @@ class ModelConfig(Config):
     context_tokens: int = Field(default=4096, ge=2, le=10_000_000, validate_default=True)
     timeout_s: float = Field(default=120.0, gt=0, le=3_600)
     tokenizer: ConfigPath | None = Field(default=None, validate_default=True)
+    continues: bool | None = None
+
+    @property
+    def continues_answers(self) -> bool:
+        """It can go on from the part of an answer; where nothing else is said the embedded one can, and others not."""
+        return self.base_url is None if self.continues is None else self.continues
 
     @property
     def name(self) -> str:

@@ -17,11 +17,11 @@ from ray.serve.handle import DeploymentHandle
 from actors import Objects
 from actors.document_index import Passage
 from actors.message import Message
-from actors.turn import Claim, Usage, usage_of
+from actors.turn import Claim, Told, Usage, usage_of
 from configs.tenant import TenantConfig
 from deployments import prompt, token_count
-from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta, ToolCall
-from deployments.documents import source_of
+from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall
+from deployments.documents import passage_of, source_of
 from deployments.errors import ModelUnavailable
 from deployments.generation import Generation, GenerationLimits
 from deployments.prompt import Prompt
@@ -89,12 +89,21 @@ class Answers:
         )
 
     def generation(
-        self, tenant_name: str, context: ToolContext, request: Mapping[str, Any], made: Prompt
-    ) -> Generation:
+        self, tenant_name: str, context: ToolContext, request: Mapping[str, Any], made: Prompt, told: Told | None
+    ) -> Generation | None:
+        """What makes the answer, or goes on from what was told of it. None: that has all that an answer may have."""
         tenant, box = self._tenants[tenant_name], self._boxes[tenant_name]
+        max_tokens = tenant.model.answer_tokens(request["max_tokens"])
+        messages = made.messages
+        if told is not None:
+            max_tokens -= told["output_tokens"]
+            messages = (*messages, ChatMessage(role="assistant", content=told["text"]))
+        if max_tokens < 1:
+            return None
         asked = ChatRequest(
-            messages=made.messages,
-            max_tokens=tenant.model.answer_tokens(request["max_tokens"]),
+            messages=messages,
+            continues=told is not None,
+            max_tokens=max_tokens,
             temperature=tenant.model.temperature if request["temperature"] is None else request["temperature"],
             timeout_s=tenant.model.timeout_s,
             base_url=tenant.model.base_url,
@@ -142,10 +151,13 @@ class Answer:
         Raises:
             InvalidArgument, ServiceError: there is no whole answer; the writer has what there is of it.
         """
-        made = await self._prompt()
-        await self._writer.add("sources", {"sources": [source_of(passage) for passage in made.passages]})
+        made, told = await self._prompt(), self._claim["told"]
+        if told is None:
+            await self._writer.add("sources", {"sources": [source_of(passage) for passage in made.passages]})
         context = ToolContext(tenant=self._tenant, session_id=self._session_id, turn_id=self._claim["turn_id"])
-        self._generation = self._answers.generation(self._tenant, context, self._claim["request"], made)
+        self._generation = self._answers.generation(self._tenant, context, self._claim["request"], made, told)
+        if self._generation is None:
+            return Finished(finish_reason="length", input_tokens=0, output_tokens=0, estimated=False)
         finished: Finished | None = None
         async for event in self._generation.events():
             match event:
@@ -169,7 +181,10 @@ class Answer:
         dropped: dict[str, Any] | None = None
         try:
             passages: list[Passage] = []
-            if request["retrieve"]:
+            if claim["told"] is not None:
+                # An answer refers to them by their numbers.
+                passages = [passage_of(source) for source in claim["told"]["sources"]]
+            elif request["retrieve"]:
                 passages = await self._answers.found(self._tenant, question, request["top_k"])
             made = await self._answers.prompt(self._tenant, question, request, history, passages)
             dropped = made.dropped._asdict()

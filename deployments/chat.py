@@ -124,7 +124,9 @@ class Chat:
         return {
             "turn_id": question.turn_id or new_turn_id(),
             "message": question.message,
+            "leading": question.leading,
             "replace": question.replace,
+            "follows": question.follows,
             "model": tenant.model.name,
             "request": question.request(),
             "key": question.key,
@@ -132,6 +134,7 @@ class Chat:
             "limits": {
                 "queue_max": settings.queue_max,
                 "attempts_max": settings.attempts_max,
+                "continues": tenant.model.continues_answers,
                 "events_kept_s": settings.events_kept_s,
                 "broken_events_kept_s": settings.broken_events_kept_s,
             },

@@ -46,6 +46,8 @@ DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
 NO_TOKEN = -1
+#: For vLLM and its like. llama.cpp goes on from a last message of the assistant by itself, and takes these too.
+_CONTINUING = {"add_generation_prompt": False, "continue_final_message": True}
 _CONTEXT_CODES = frozenset({ModelRefused.CONTEXT_LENGTH, "exceed_context_size_error"})
 # All else that the package would send tells of this machine, or comes from environment variables of its own.
 _SENT_HEADERS = frozenset(
@@ -123,6 +125,7 @@ class ChatClient:
                     temperature=openai.omit if request.temperature is None else request.temperature,
                     stream=True,
                     stream_options={"include_usage": True},
+                    extra_body=_CONTINUING if request.continues else None,
                 )
         answer = _Answer(request)
         try:

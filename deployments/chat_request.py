@@ -71,6 +71,7 @@ class ChatRequest:
         tools: What the model may call.
         tool_choice: `auto`, `none`, `required`, or the name of the tool that has to be called; `None` leaves it to the
             server, which means `auto` everywhere.
+        continues: The last message is the beginning of the answer, which is to go on from there. Not every server can.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -82,8 +83,11 @@ class ChatRequest:
     api_key_env: str | None = None
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str | None = None
+    continues: bool = False
 
     def __post_init__(self) -> None:
+        if self.continues and (not self.messages or self.messages[-1].role != "assistant"):
+            raise ValueError("there is no answer to go on from")
         if self.tool_choice is not None and not self.tools:
             raise ValueError("tool_choice needs tools")
         if not self.messages:

@@ -54,6 +54,20 @@ class Found(NamedTuple):
     cached: bool
 
 
+def passage_of(source: Mapping[str, Any]) -> Passage:
+    """The passage that a client was shown, as far as it was."""
+    return {
+        "id": source["chunk_id"],
+        "document_id": source["document_id"],
+        "title": source["title"],
+        "heading": "",
+        "text": source["text"],
+        "start": source["start"],
+        "end": source["end"],
+        "metadata": {},
+    }
+
+
 def source_of(passage: Passage) -> dict[str, Any]:
     """What a client is shown of a passage: enough to find and quote it, and nothing of how it was ranked."""
     return {

@@ -174,7 +174,12 @@ class Generation:
         if not tools or choice not in (None, "auto", "none", "required", *(tool.name for tool in tools)):
             choice = None
         request = replace(
-            self._request, messages=tuple(self._messages), timeout_s=time_left_s, tools=tuple(tools), tool_choice=choice
+            self._request,
+            messages=tuple(self._messages),
+            timeout_s=time_left_s,
+            tools=tuple(tools),
+            tool_choice=choice,
+            continues=self._request.continues and is_first,
         )
         self._pieces = 0
         self._unfinished = request
@@ -221,7 +226,10 @@ class Generation:
                 result = ToolResult.failed(call, "there is no room left for the result: answer with what there is")
             self._tool_tokens_left -= estimate(result.content)
             results.append(result)
-        self._messages.append(ChatMessage(role="assistant", content="".join(step.text), tool_calls=(*told, *passed_on)))
+        text = "".join(step.text)
+        if self._messages[-1].role == "assistant":
+            text = self._messages.pop().content + text  # this step went on from there
+        self._messages.append(ChatMessage(role="assistant", content=text, tool_calls=(*told, *passed_on)))
         self._messages += [
             ChatMessage(role="tool", content=result.content, tool_call_id=result.id) for result in results
         ]

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from actors.message import NewMessage
 from actors.turn import OnConflict
 
 
@@ -19,6 +20,8 @@ class Question:
 
     Attributes:
         message: None asks again what was asked last, or what stood in the message that is replaced.
+        leading: Messages that belong in front of it.
+        follows: The turn that it goes on from: it is refused where another has begun since.
         replace: The id of a message of the user that gives way, with all that follows it.
         session_id: Where it belongs. None makes a session, with the id `new_session_id` if that is given.
         key: Names the request within its session: one that comes again joins the turn that the first has begun.
@@ -34,6 +37,8 @@ class Question:
     new_session_id: str | None = None
     turn_id: str | None = None
     key: str | None = None
+    leading: tuple[NewMessage, ...] = ()
+    follows: str | None = None
     replace: int | None = None
     on_conflict: OnConflict | None = None
     user_id: str | None = None

@@ -235,7 +235,6 @@ class Sessions:
         messages: Sequence[NewMessage],
         *,
         request_id: str | None = None,
-        turn_id: str | None = None,
     ) -> list[Message]:
         """Appends several messages, all or none.
 
@@ -243,7 +242,7 @@ class Sessions:
             RequestReused: others were appended with this request id.
         """
         extend = self.get(tenant, session_id).extend
-        extended: Extended = await (extend if request_id is None else extend.once(request_id))(messages, turn_id)
+        extended: Extended = await (extend if request_id is None else extend.once(request_id))(messages)
         self._activity.note(tenant, session_id, extended)
         return extended["messages"]
 

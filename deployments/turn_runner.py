@@ -2,8 +2,8 @@
 
 What is made of an answer is written into the session as it comes. A runner tells the session all the while that it
 lives, and stops when the session says so. Whatever happens, it ends the turn, gives it back to be run again, or loses
-it to whoever the session takes for alive. What was shown of an answer is kept, however it ended; a turn of whose answer
-nothing was shown is tried again where that may help.
+it to whoever the session takes for alive. What was shown of an answer is kept, however it ended. A turn of whose answer
+nothing was shown, or that its model can go on with, is tried again where that may help.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TurnRunner:
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """Has every turn end now: those of whose answer something was shown keep it, the others are given back."""
+        """Has every turn end now: those that another can begin or go on with are given back, the others keep theirs."""
         self._ending.set()
 
     async def run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> bool:
@@ -144,7 +144,7 @@ class TurnRunner:
             status = "cancelled"
         if error is not None:
             status = "incomplete" if writer.has_content else "failed"
-            if status == "failed" and (failure is None or self._may_retry(session.id.tenant, attempt, failure)):
+            if self._may_go_on(session.id.tenant, attempt, writer) and (failure is None or self._may_retry(failure)):
                 await _insist(lambda: session.record(turn_id, attempt, after, rest, answer.usage))
                 is_ours = await _insist(lambda: session.release(turn_id, attempt, error["code"]))
                 return (error["retry_after_s"] or LOST_PAUSE_S) if is_ours else None
@@ -168,14 +168,20 @@ class TurnRunner:
             logger.error("tenant=%s turn=%s failed", session.id.tenant, turn_id, exc_info=failure)
         return as_error(known(failure))
 
-    def _may_retry(self, tenant: str, attempt: int, failure: Exception) -> bool:
+    def _may_go_on(self, tenant: str, attempt: int, writer: TurnWriter) -> bool:
+        """The turn may be begun again, as nobody would notice, or its answer gone on from."""
+        settings = self._tenants[tenant]
+        return attempt < settings.turns.attempts_max and (
+            not writer.has_content or (settings.model.continues_answers and not writer.has_calls)
+        )
+
+    def _may_retry(self, failure: Exception) -> bool:
         error = known(failure)
         return (
             bool(getattr(error, "retryable", False))
             # Whoever asked has waited for long enough.
             and not isinstance(error, ModelTimeout)
             and (getattr(error, "retry_after_s", None) or LOST_PAUSE_S) <= RETRY_PAUSE_MAX_S
-            and attempt < self._tenants[tenant].turns.attempts_max
         )
 
     async def _attend(self, session: Stub[ChatSession], turn_id: str, attempt: int, writer: TurnWriter) -> None:

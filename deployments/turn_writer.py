@@ -68,8 +68,10 @@ class TurnWriter:
         self.failure: DurableError | None = None
         #: The session has heard of this claim's runner, and has it go on.
         self.has_written = asyncio.Event()
-        #: Something of the answer was added, whether or not it was written yet.
-        self.has_content = False
+        #: Something of the answer was added, whether or not it was written yet, by this attempt or an earlier one.
+        self.has_content = claim["told"] is not None
+        #: Tools were called on the way to it.
+        self.has_calls = False
 
     def start(self, used: Callable[[], Usage | None] = lambda: None) -> None:
         """
@@ -81,6 +83,7 @@ class TurnWriter:
 
     async def add(self, event_type: EventType, data: dict[str, Any]) -> None:
         self.has_content |= event_type in CONTENT
+        self.has_calls |= event_type == "tool.call"
         # What could not be written stays as it is: it may have been, and only the word of it lost.
         last = self._waiting[-1] if self._waiting and self.failure is None else None
         if event_type == "text.delta":

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from actors import ChatSession, Directory, TokenUsage, TurnQueue
+from actors.message import NewMessage
 from actors.runtime.namespace import Stub
 from actors.turn import FINAL, NewEvent, NewTurn, OnConflict, TurnError, TurnEvent, TurnLimits, Usage
 
 CLASSES = (ChatSession, Directory, TokenUsage, TurnQueue)
-LIMITS: TurnLimits = {"queue_max": 2, "attempts_max": 3, "events_kept_s": 600.0, "broken_events_kept_s": 3600.0}
+LIMITS: TurnLimits = {
+    "queue_max": 2,
+    "attempts_max": 3,
+    "continues": False,
+    "events_kept_s": 600.0,
+    "broken_events_kept_s": 3600.0,
+}
 USAGE: Usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15, "estimated": False}
 ERROR: TurnError = {"code": "ModelTimeout", "message": "no answer", "retryable": True, "retry_after_s": 2.0}
 FINAL_EVENTS = {"turn.completed", "turn.incomplete", "turn.cancelled", "error"}
@@ -21,22 +29,27 @@ def asked(
     turn_id: str,
     message: str | None = QUESTION,
     *,
+    leading: Sequence[NewMessage] = (),
     replace: int | None = None,
+    follows: str | None = None,
     key: str | None = None,
     on_conflict: OnConflict = "enqueue",
     request: dict[str, Any] | None = None,
     queue_max: int = LIMITS["queue_max"],
     attempts_max: int = LIMITS["attempts_max"],
+    continues: bool = LIMITS["continues"],
 ) -> NewTurn:
     return {
         "turn_id": turn_id,
         "message": message,
+        "leading": leading,
         "replace": replace,
+        "follows": follows,
         "model": "m",
         "request": request or {},
         "key": key,
         "on_conflict": on_conflict,
-        "limits": {**LIMITS, "queue_max": queue_max, "attempts_max": attempts_max},
+        "limits": {**LIMITS, "queue_max": queue_max, "attempts_max": attempts_max, "continues": continues},
     }
 
 

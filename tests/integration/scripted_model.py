@@ -2,7 +2,7 @@
 
 An OpenAI-compatible server in a thread of the test. How it answers stands in the question itself: `pieces=30 pause=0.02
 tag=x` is answered in so many pieces with so many seconds before each, and `call=x` by a call of that tool behind them.
-It writes down who went away before the end.
+It goes on from a part of an answer where it is asked to. It writes down who went away before the end.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self._wait(float(script["first"]))
-            for number in range(pieces):
+            # What it is to go on from, it has said.
+            said = messages[-1]["content"].count("\n") if body.get("continue_final_message") else 0
+            for number in range(said, pieces):
                 self._wait(pause_s)
                 self._send({"choices": [{"index": 0, "delta": {"content": piece(tag, number)}}]})
             # Once: it is answered with what the tool gave.
@@ -87,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send({"choices": [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": "tool_calls"}]})
             else:
                 self._send({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-            self._send({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": pieces}})
+            self._send({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": pieces - said}})
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             self.server.model.gone[tag] = time.monotonic()

@@ -184,6 +184,15 @@ async def test_a_prompt_is_never_larger_than_it_was_counted(client: ChatClient, 
     assert room * 0.6 < end.input_tokens <= room
 
 
+async def test_an_answer_is_gone_on_with_from_any_part_of_it(client: ChatClient, embedded: EmbeddedServer) -> None:
+    planets = question("List the planets of the solar system in order, one per line.", max_tokens=24)
+    pieces = [event.text for event in await answer(client, embedded, planets) if isinstance(event, TextDelta)]
+    for told in (1, len(pieces) // 2):
+        part = ChatMessage(role="assistant", content="".join(pieces[:told]))
+        rest = replace(planets, messages=(*planets.messages, part), continues=True, max_tokens=24 - told)
+        assert text_of(await answer(client, embedded, rest)) == "".join(pieces[told:])
+
+
 async def test_counting_without_a_server_is_unavailable(client: ChatClient, embedded: EmbeddedServer) -> None:
     with pytest.raises(ModelUnavailable):
         await client.count_tokens(["a"], url="http://127.0.0.1:1/tokenize", api_key="x", timeout_s=5)

@@ -21,7 +21,7 @@ from actors.runtime import RequestReused
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from actors.token_usage import USAGE_NAME
-from actors.turn import FINAL, FINAL_EVENT, LEASE_S, FinalStatus, NewEvent, OnConflict
+from actors.turn import FINAL, FINAL_EVENT, LEASE_S, FinalStatus, NewEvent, OnConflict, Usage
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from tests.turns import CLASSES, LIMITS, USAGE, asked, events_of, history_of, said
 
@@ -60,6 +60,9 @@ class Turn:
     request: tuple[str | None, int | None]
     key: str | None
     due_at: float | None
+    #: Its model can go on with what was told.
+    continues: bool = False
+    follows: str | None = None
     status: str = "queued"
     runner: str | None = None
     attempt: int = 0
@@ -71,6 +74,9 @@ class Turn:
     #: Types and texts.
     events: list[tuple[str, str]] = field(default_factory=list)
     last_event: int = 0
+    #: Tokens that the attempt that runs has told of, and those of the attempts before it.
+    used: int = 0
+    used_before: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -132,6 +138,8 @@ class Model:
         for known in self.turns:
             if turn.key is not None and known.key == turn.key:
                 return known if known.request == turn.request else RequestReused
+        if turn.follows is not None and (not self.turns or self.turns[-1].id != turn.follows):
+            return ObjectConflict
         if turn.replaces is not None:
             if not any(m.role == "user" and m.number == turn.replaces for m in self.messages):
                 return InvalidArgument
@@ -180,9 +188,10 @@ class Model:
         self.trim()
         return True
 
-    def record(self, turn: Turn, attempt: int, texts: list[str]) -> bool:
+    def record(self, turn: Turn, attempt: int, texts: list[str], used: Usage | None = None) -> bool:
         if turn.status != "in_progress" or turn.attempt != attempt:
             return False
+        turn.used = turn.used if used is None else used["total_tokens"]
         for text in texts:
             turn.tell("text.delta", text)
         self.renew(turn, attempt)
@@ -209,7 +218,7 @@ class Model:
             self.messages = [m for m in self.messages if m.turn != turn.id]
         for message in self.messages:
             message.hidden_by = None if message.hidden_by == turn.id else message.hidden_by
-        self.tokens += USAGE["total_tokens"] if used else 0
+        self.tokens += turn.used_before + (USAGE["total_tokens"] if used else turn.used)
         if turn.message_id is not None:
             self.trim()
         turn.tell(FINAL_EVENT[status])
@@ -224,15 +233,17 @@ class Model:
     def start_over(self, turn: Turn) -> bool:
         if turn.cancel_requested:
             self.end(turn, "cancelled")
-        elif turn.text:
-            self.end(turn, "incomplete")
-        elif turn.attempt >= ATTEMPTS_MAX:
-            self.end(turn, "failed")
+        elif (turn.text and not turn.continues) or turn.attempt >= ATTEMPTS_MAX:
+            self.give_up(turn)
         else:
             turn.tell("turn.retrying")
+            turn.used_before, turn.used = turn.used_before + turn.used, 0
             turn.status, turn.runner, turn.due_at = "queued", None, self.now + LEASE_S
             return True
         return False
+
+    def give_up(self, turn: Turn) -> None:
+        self.end(turn, "incomplete" if turn.text else "failed")
 
     def let_time_pass(self, seconds: float) -> None:
         until = self.now + seconds
@@ -252,7 +263,7 @@ class Model:
         elif turn.is_open and self.open[0] is not turn:
             turn.due_at = None
         elif turn.is_open and turn.offers >= OFFERS_MAX:
-            self.end(turn, "failed")
+            self.give_up(turn)
         elif turn.is_open:
             turn.offers, turn.due_at, wants_runner = turn.offers + 1, self.now + LEASE_S, True
         else:
@@ -322,6 +333,9 @@ class Turns(RuleBasedStateMachine):
         key=KEYS,
         on_conflict=CONFLICTS,
         runner=RUNNERS,
+        continues=st.booleans(),
+        # The newest, mostly: refused where its beginning was, or another has been begun.
+        follows=st.sampled_from([None, None, None, 1, 2]),
         spoil=SPOILS,
     )
     def begin(
@@ -331,18 +345,34 @@ class Turns(RuleBasedStateMachine):
         key: str | None,
         on_conflict: OnConflict,
         runner: str,
+        continues: bool,
+        follows: int | None,
         spoil: bool | None,
     ) -> None:
         self.begun += 1
+        follows_id = None if follows is None else f"t{self.begun - follows}"
         if replace is not None:
             # Any message, by a number that it may have had.
             replace = max(1, self.model.last_message - replace)
         new = asked(
-            f"t{self.begun}", message, replace=replace, key=key, on_conflict=on_conflict, attempts_max=ATTEMPTS_MAX
+            f"t{self.begun}",
+            message,
+            replace=replace,
+            follows=follows_id,
+            key=key,
+            on_conflict=on_conflict,
+            attempts_max=ATTEMPTS_MAX,
+            continues=continues,
         )
-        due_at = self.model.now + LEASE_S
         turn = Turn(
-            id=new["turn_id"], message=message, replaces=replace, request=(message, replace), key=key, due_at=due_at
+            id=new["turn_id"],
+            message=message,
+            replaces=replace,
+            request=(message, replace),
+            key=key,
+            due_at=self.model.now + LEASE_S,
+            continues=continues,
+            follows=follows_id,
         )
         expected = self.model.begin(turn, on_conflict)
         if isinstance(expected, type):
@@ -360,6 +390,8 @@ class Turns(RuleBasedStateMachine):
         self.note(turn)
         assert (claim["attempt"], claim["last_event"]) == (turn.attempt, turn.last_event)
         assert claim["message"] == turn.message
+        told = None if claim["told"] is None else claim["told"]["text"]
+        assert told == (turn.text if turn.attempt > 1 and turn.text else None)
         said_before = [message["content"] for message in claim["history"]]
         assert said_before == [m.text for m in self.model.visible if m.number < (turn.message_id or 0)]
 
@@ -400,12 +432,18 @@ class Turns(RuleBasedStateMachine):
         return after, said(*("told" for _ in range(turn.last_event - after)), *texts)
 
     @precondition(lambda self: self.claims)
-    @rule(index=INDEX, texts=st.lists(TEXTS, max_size=3), again=st.integers(0, 3), spoil=SPOILS)
-    def record(self, index: int, texts: list[str], again: int, spoil: bool | None) -> None:
+    @rule(
+        index=INDEX,
+        texts=st.lists(TEXTS, max_size=3),
+        again=st.integers(0, 3),
+        used=st.sampled_from([None, USAGE]),
+        spoil=SPOILS,
+    )
+    def record(self, index: int, texts: list[str], again: int, used: Usage | None, spoil: bool | None) -> None:
         turn, attempt = self.claimed(index)
         after, events = self.events(turn, again, texts)
-        goes_on = self.model.record(turn, attempt, texts)
-        assert self.call(spoil, lambda: self.session.record(turn.id, attempt, after, events)) == goes_on
+        goes_on = self.model.record(turn, attempt, texts, used)
+        assert self.call(spoil, lambda: self.session.record(turn.id, attempt, after, events, used)) == goes_on
 
     @precondition(lambda self: self.claims)
     @rule(index=INDEX)

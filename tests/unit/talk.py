@@ -19,11 +19,12 @@ from deployments.documents import Found
 from deployments.question import Asked, Question
 from deployments.sessions import Sessions
 from deployments.turns import Turns
-from tests.unit.handles import EchoModel, FailingObjects, Handle, tenant
+from tests.unit.handles import FailingObjects, Handle, tenant
 
 WITHIN_S = 20.0
 TENANTS = {
-    "acme": tenant("acme", model=ModelConfig(max_tokens=100, temperature=0.5, timeout_s=30)),
+    "acme": tenant("acme", model=ModelConfig(max_tokens=100, temperature=0.5, timeout_s=30, continues=False)),
+    "lasting": tenant("lasting", model=ModelConfig(max_tokens=100)),
     "tight": tenant("tight", model=ModelConfig(max_tokens=100, context_tokens=400)),
     "stingy": tenant("stingy", retrieval=RetrievalConfig(context_chars_max=100)),
     "hasty": tenant("hasty", turns=TurnsConfig(on_conflict="reject", attempts_max=1)),
@@ -83,7 +84,7 @@ class Talk:
         self.library = Library()
         self.search = Handle(self.library)
 
-    def replica(self, model: EchoModel) -> Chat:
+    def replica(self, model: object) -> Chat:
         return Chat(
             connect=lambda: self.objects,
             tenants=self.tenants,

@@ -10,7 +10,8 @@ import pytest
 from actors import ChatSession, LocalBackend, ObjectNotFound
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from actors.turn import FinalStatus, NewTurn
+from actors.turn import FinalStatus
+from tests.turns import asked
 
 KEY = "ui_" + "a" * 64
 
@@ -31,17 +32,7 @@ async def session(objects: LocalBackend) -> Stub[ChatSession]:
 
 async def _begin(session: Stub[ChatSession], number: int, key: str | None, replace: int | None = None) -> str:
     turn_id = f"t{number:024x}"
-    new: NewTurn = {
-        "turn_id": turn_id,
-        "message": f"question {number}",
-        "replace": replace,
-        "model": "m",
-        "request": {},
-        "key": key,
-        "on_conflict": "enqueue",
-        "limits": {"queue_max": 8, "attempts_max": 2, "events_kept_s": 600, "broken_events_kept_s": 3_600},
-    }
-    await session.begin(new, "runner")
+    await session.begin(asked(turn_id, f"question {number}", key=key, replace=replace), "runner")
     return turn_id
 
 

@@ -70,6 +70,17 @@ async def test_the_request_carries_what_was_asked() -> None:
     ]
 
 
+async def test_an_answer_that_is_gone_on_with_is_asked_for_as_such() -> None:
+    part = ChatMessage(role="assistant", content="Hel")
+    async with serving(hello) as server, talking() as client:
+        request = replace(QUESTION, messages=(*QUESTION.messages, part), continues=True)
+        _ = [event async for event in client.stream(request, base_url=server.base_url, model="m")]
+
+    assert server.bodies[0]["messages"][-1] == {"role": "assistant", "content": "Hel"}
+    assert server.bodies[0]["continue_final_message"] is True
+    assert server.bodies[0]["add_generation_prompt"] is False
+
+
 async def test_no_temperature_is_sent_where_none_is_asked_for() -> None:
     async with serving(hello) as server, talking() as client:
         request = replace(QUESTION, temperature=None)

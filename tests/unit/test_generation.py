@@ -389,3 +389,13 @@ async def test_a_server_that_wants_tools_run_and_names_none_has_stopped(box: Too
     events, _ = await answer(calling(text="Done."), box)
     assert isinstance(events[-1], Finished)
     assert events[-1].finish_reason == "stop"
+
+
+async def test_what_an_answer_goes_on_from_is_one_message_with_what_follows(box: ToolBox) -> None:
+    script = one_after_another(calling(("weather", {"place": "Ulm"}), text="e see."), saying("Rain."))
+    part = ChatMessage(role="assistant", content="Let m")
+    _, asked = await answer(script, box, messages=(*QUESTION.messages, part), continues=True)
+    assert (asked[0]["continue_final_message"], asked[0]["messages"][-1]["content"]) == (True, "Let m")
+    assert "continue_final_message" not in asked[1]
+    assert [message["role"] for message in asked[1]["messages"]] == ["user", "assistant", "tool"]
+    assert asked[1]["messages"][1]["content"] == "Let me see."

@@ -176,6 +176,38 @@ async def test_what_goes_on_from_an_earlier_response_is_in_a_copy_up_to_it(
     assert len(await lab.talk.said(session_of(first))) == 4
 
 
+async def test_of_two_that_go_on_from_one_response_at_once_each_has_a_conversation_of_its_own(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    first = await create(client)
+    questions = ["And?", "Or?"]
+    both = await asyncio.gather(
+        *(
+            create(
+                client,
+                input=[{"role": "developer", "content": f"on {asked}"}, {"role": "user", "content": asked}],
+                previous_response_id=first.id,
+            )
+            for asked in questions
+        )
+    )
+    assert [response.status for response in both] == ["completed"] * 2
+    assert sum(session_of(response) == session_of(first) for response in both) == 1
+    for asked, response in zip(questions, both, strict=True):
+        said = [text for _, text in await lab.talk.said(session_of(response))]
+        assert said == ["Why?", TEXT, f"on {asked}", asked, TEXT]
+
+
+async def test_what_was_gone_on_with_is_the_same_when_it_is_asked_for_again_later(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    first = await create(client)
+    more: Any = {"previous_response_id": first.id, "extra_headers": {"Idempotency-Key": "k1"}}
+    second = await create(client, **more)
+    await create(client, input="And then?", previous_response_id=second.id)
+    assert (await create(client, **more)).id == second.id
+
+
 async def test_messages_before_the_question_are_part_of_the_conversation(client: openai.AsyncOpenAI, lab: Lab) -> None:
     given: Any = [
         {"role": "developer", "content": "Be brief."},

@@ -13,10 +13,11 @@ from actors import ChatSession, Directory, InvalidArgument, ObjectNotFound, Obje
 from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
 from actors.session_copy import FINISHED_WITHIN_S
-from actors.turn import NewEvent, NewTurn
+from actors.turn import NewEvent
 from configs.tenant import SessionsConfig
 from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
+from tests.turns import asked
 from tests.unit.handles import FailingObjects, tenant
 from tests.unit.objects_fixtures import ring
 
@@ -134,10 +135,10 @@ async def test_a_crash_leaves_nothing_that_looks_whole_and_the_next_attempt_fini
     with pytest.raises(ObjectOverloaded):
         await sessions.fork("acme", original, before=None, new_session_id=new_id)
     is_whole = (method, after) == ("end_copy", True)
-    for asked in ("metadata", "history", "turns", "usage", "clear", "origin", "transcript"):
+    for reading in ("metadata", "history", "turns", "usage", "clear", "origin", "transcript"):
         if not is_whole:
             with pytest.raises(ObjectNotFound):
-                await getattr(sessions.get("acme", new_id), asked)()
+                await getattr(sessions.get("acme", new_id), reading)()
     # What was said meanwhile is not part of what was to be copied.
     await sessions.append("acme", original, "user", "later")
     begun = method != "begin_copy" or after
@@ -209,16 +210,7 @@ async def test_a_session_that_is_there_is_not_made_a_copy(sessions: Sessions) ->
 async def test_a_tools_call_and_its_result_are_not_parted_and_turns_stay_where_they_ran(sessions: Sessions) -> None:
     original = (await sessions.create("acme"))["id"]
     stub = sessions.get("acme", original)
-    new: NewTurn = {
-        "turn_id": "t" + "0" * 24,
-        "message": "What is there?",
-        "replace": None,
-        "model": "m",
-        "request": {},
-        "key": None,
-        "on_conflict": "enqueue",
-        "limits": {"queue_max": 1, "attempts_max": 1, "events_kept_s": 60, "broken_events_kept_s": 60},
-    }
+    new = asked("t" + "0" * 24, "What is there?")
     await stub.begin(new, "runner")
     events: list[NewEvent] = [
         {"type": "tool.call", "data": {"id": "c1", "name": "kv_get", "arguments": "{}"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,8 @@ async def test_a_turn_is_found_with_its_request_and_what_led_to_it(talk: Talk) -
     session = talk.sessions.get("acme", session_id)
     turn_id = "t" + "0" * 24
     await session.extend(MESSAGES[:1])
-    await session.extend(MESSAGES[1:], turn_id)
     asked = question(session_id=session_id, turn_id=turn_id, client={"a": 1}, instructions="Be brief.")
-    await talk.answer(chat, asked)
+    await talk.answer(chat, replace(asked, leading=tuple(MESSAGES[1:])))
     answered = await session.answered(turn_id)
     assert answered["turn"]["status"] == "completed"
     assert answered["request"]["client"] == {"a": 1}

@@ -12,6 +12,7 @@ from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.turn import Claim, NewEvent, NewTurn, Usage
+from tests.turns import asked
 from tests.unit.objects_fixtures import Hibernating, ring
 
 USAGE: Usage = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "estimated": False}
@@ -36,16 +37,7 @@ def session(objects: LocalBackend) -> Stub[ChatSession]:
 
 
 def _new(number: int, message: str = "Why?") -> NewTurn:
-    return {
-        "turn_id": f"t{number:024x}",
-        "message": message,
-        "replace": None,
-        "model": "m",
-        "request": {},
-        "key": None,
-        "on_conflict": "enqueue",
-        "limits": {"queue_max": 8, "attempts_max": 2, "events_kept_s": 600, "broken_events_kept_s": 3_600},
-    }
+    return asked(f"t{number:024x}", message)
 
 
 async def _begun(session: Stub[ChatSession], number: int) -> Claim:

@@ -13,12 +13,11 @@ import pytest
 
 from actors import ChatSession, InvalidArgument, ObjectReset
 from actors.runtime.namespace import Stub
-from actors.turn import LEASE_S, Claim, NewTurn
-from configs.tenant import TurnsConfig
+from actors.turn import LEASE_S, Claim
 from deployments import turn_writer
 from deployments.question import new_turn_id
 from deployments.turn_writer import FLUSH_PIECES, TurnWriter
-from tests.turns import USAGE
+from tests.turns import USAGE, asked
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import WITHIN_S, Talk, talk_at, text_of, types_of, until
 
@@ -71,23 +70,7 @@ def talk(tmp_path: Path) -> Iterator[Talk]:
 @pytest.fixture
 async def claimed(talk: Talk) -> Claimed:
     session = talk.sessions.get("acme", await talk.new_session())
-    settings = TurnsConfig()
-    new: NewTurn = {
-        "turn_id": new_turn_id(),
-        "message": "Why?",
-        "replace": None,
-        "model": "embedded",
-        "request": {},
-        "key": None,
-        "on_conflict": "enqueue",
-        "limits": {
-            "queue_max": settings.queue_max,
-            "attempts_max": settings.attempts_max,
-            "events_kept_s": settings.events_kept_s,
-            "broken_events_kept_s": settings.broken_events_kept_s,
-        },
-    }
-    begun = await session.begin(new, "runner")
+    begun = await session.begin(asked(new_turn_id()), "runner")
     return Claimed(talk=talk, session=session, claim=begun["claim"])
 
 

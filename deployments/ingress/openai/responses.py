@@ -13,13 +13,14 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from actors import DurableError, ObjectNotFound
+from actors import DurableError, ObjectConflict, ObjectNotFound
 from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, TurnEvent
 from deployments.idempotency import Outcome
@@ -205,33 +206,37 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
     if messages[-1]["role"] != "user":
         raise Refused("input: the last message must be of the user", "input")
 
+    search = body.file_search
+    question = messages[-1]["content"]
+
     async def work(plan: str) -> Outcome:
         new_session_id, turn_id = json.loads(plan)
-        session_id = await _place(services, tenant, body, new_session_id, turn_id)
-        if session_id is None and len(messages) > 1:
-            made = await services.sessions.create(tenant, session_id=new_session_id, user_id=body.user or None)
-            session_id = made["id"]
-        if session_id is not None and len(messages) > 1:
-            await services.sessions.extend(tenant, session_id, messages[:-1], request_id=turn_id, turn_id=turn_id)
-        search = body.file_search
-        question = messages[-1]["content"]
-        asked: Asked = await services.chat.begin.remote(
-            Question(
-                tenant=tenant,
-                message=question,
-                session_id=session_id,
-                new_session_id=new_session_id,
-                turn_id=turn_id,
-                user_id=body.user or None,
-                retrieve=search is not None,
-                top_k=None if search is None else search.max_num_results,
-                max_tokens=body.max_output_tokens,
-                temperature=body.temperature,
-                instructions=body.instructions,
-                client=body.request(question),
-            )
+        session_id, follows = await _place(services, tenant, body)
+        asked = Question(
+            tenant=tenant,
+            message=question,
+            leading=tuple(messages[:-1]),
+            session_id=session_id,
+            follows=follows,
+            new_session_id=new_session_id,
+            turn_id=turn_id,
+            user_id=body.user or None,
+            retrieve=search is not None,
+            top_k=None if search is None else search.max_num_results,
+            max_tokens=body.max_output_tokens,
+            temperature=body.temperature,
+            instructions=body.instructions,
+            client=body.request(question),
         )
-        return Outcome(content={"session_id": asked.session_id, "turn_id": asked.turn_id})
+        try:
+            begun: Asked = await services.chat.begin.remote(asked)
+        except ObjectConflict:
+            if session_id is None or follows is None or await _newest(services, tenant, session_id) == follows:
+                raise
+            # Something goes on from there already, or has begun to at the same time.
+            await _fork(services, tenant, session_id, follows, new_session_id)
+            begun = await services.chat.begin.remote(replace(asked, session_id=new_session_id, follows=None))
+        return Outcome(content={"session_id": begun.session_id, "turn_id": begun.turn_id})
 
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])
     if key is None:
@@ -241,27 +246,41 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
     return Asked(**outcome.content, joined=outcome.replayed)
 
 
-async def _place(services: Services, tenant: str, body: NewResponse, new_session_id: str, turn_id: str) -> str | None:
-    """The session in which the response is to be; None where one is to be made."""
+async def _place(services: Services, tenant: str, body: NewResponse) -> tuple[str | None, str | None]:
+    """The session in which the response is to be, and the turn that it is to follow; None where that is all the same.
+
+    Raises:
+        Refused: there is no such response to go on from.
+    """
     if body.conversation is not None:
-        return session_of(body.conversation)
+        return session_of(body.conversation), None
     if body.previous_response_id is None:
-        return None
+        return None, None
     try:
         session_id, previous_id = turn_of(body.previous_response_id)
-        previous = (await _answered(services, tenant, session_id, previous_id))["turn"]
+        await _answered(services, tenant, session_id, previous_id)
     except ObjectNotFound:
         problem = f"Previous response with id {body.previous_response_id!r} not found."
         raise Refused(problem, "previous_response_id", "previous_response_not_found") from None
-    newest = (await services.turns.page(tenant, session_id, limit=1, before=None))["turns"][0]["id"]
-    if newest in (previous_id, turn_id):
-        return session_id
-    if previous["status"] not in FINAL:
+    return session_id, previous_id
+
+
+async def _newest(services: Services, tenant: str, session_id: str) -> str:
+    return (await services.turns.page(tenant, session_id, limit=1, before=None))["turns"][0]["id"]
+
+
+async def _fork(services: Services, tenant: str, session_id: str, turn_id: str, new_session_id: str) -> None:
+    """Copies the session up to the end of a turn.
+
+    Raises:
+        Refused: the turn has not ended.
+    """
+    turn = await services.turns.get(tenant, session_id, turn_id)
+    if turn["status"] not in FINAL:
         raise Refused("previous_response_id: it has not ended, and another follows it", "previous_response_id")
-    last = previous["answer_id"] or previous["message_id"]
+    last = turn["answer_id"] or turn["message_id"]
     before = 1 if last is None else last + 1
     await services.sessions.fork(tenant, session_id, before=before, new_session_id=new_session_id)
-    return new_session_id
 
 
 async def _answer_directly(services: Services, tenant: str, model: str, body: NewResponse) -> Response:

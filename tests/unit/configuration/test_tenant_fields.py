@@ -100,6 +100,16 @@ def test_a_model_server_without_the_name_of_a_model_is_refused(workspace: Worksp
 MODEL_SERVER = {"base_url": "http://127.0.0.1:8080/v1", "model": "m"}
 
 
+@pytest.mark.parametrize(
+    ("said", "embedded", "other"), [(None, True, False), (True, True, True), (False, False, False)]
+)
+def test_an_answer_is_gone_on_with_where_the_model_can(
+    workspace: Workspace, said: bool | None, embedded: bool, other: bool
+) -> None:
+    assert workspace.load(tenant_with(model={"continues": said})).model.continues_answers is embedded
+    assert workspace.load(tenant_with(model=MODEL_SERVER | {"continues": said})).model.continues_answers is other
+
+
 def test_a_tenant_can_enable_tools_where_another_server_answers(workspace: Workspace) -> None:
     enabled = ["vector_search", "kv_get", "acme_tools.weather:forecast"]
     tenant = workspace.load(tenant_with(model=MODEL_SERVER, tools={"enabled": enabled}))

@@ -14,6 +14,7 @@ from actors import (
     ObjectConflict,
     ObjectNotFound,
 )
+from actors.message import NewMessage
 from actors.runtime import RequestReused
 from actors.runtime.clock import ManualClock
 from actors.runtime.namespace import Stub
@@ -44,6 +45,7 @@ async def test_a_turn_is_a_row_and_a_question_before_anything_runs(
         "message_id": 1,
         "message": QUESTION,
         "request": {"top_k": 3},
+        "told": None,
         "history": [],
     }
     turn = await session.turn("t1")
@@ -156,6 +158,53 @@ async def test_a_question_that_can_not_be_stored_begins_nothing(session: Stub[Ch
         await session.begin(asked("t1", "half \ud83d"), "r")
     assert (await session.turns())["turns"] == []
     await answer(session, "t2")
+
+
+async def test_what_leads_to_a_question_comes_into_the_history_with_it(session: Stub[ChatSession]) -> None:
+    leading: list[NewMessage] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hm"}]
+    await begun(session, "t1")
+    await session.begin(asked("t2", "and then?", leading=leading), "r2")
+    assert await history_of(session) == [("user", QUESTION)]
+    await session.finish("t1", 1, 0, said("because"), "completed")
+    claim = (await session.claim("t2", "r2"))["claim"]
+    assert claim is not None
+    assert [message["content"] for message in claim["history"]] == [QUESTION, "because", "be brief", "hm"]
+    found = await session.answered("t2")
+    assert [message["content"] for message in found["messages"]] == ["be brief", "hm", "and then?"]
+    with pytest.raises(RequestReused):
+        await session.begin(asked("t2", "and then?"), "r2")
+    # It goes with the question.
+    await session.begin(asked("t3", "no", on_conflict="rollback"), "r3")
+    await session.finish("t2", claim["attempt"], 1, said("x"), "completed")
+    assert await history_of(session) == [("user", QUESTION), ("assistant", "because")]
+
+
+async def test_what_can_not_be_stored_in_front_of_a_question_begins_nothing(session: Stub[ChatSession]) -> None:
+    await begun(session, "t1")
+    with pytest.raises(Exception, match="surrogates"):
+        await session.begin(asked("t2", leading=[{"role": "user", "content": "\ud83d"}]), "r2")
+    assert len((await session.turns())["turns"]) == 1
+
+
+async def test_a_turn_that_follows_another_is_refused_where_a_third_has_begun_since(
+    session: Stub[ChatSession],
+) -> None:
+    await answer(session, "t1")
+    found = await asyncio.gather(
+        *(session.begin(asked(f"t{n}", follows="t1"), f"r{n}") for n in (2, 3)), return_exceptions=True
+    )
+    assert [isinstance(each, ObjectConflict) for each in found] == [False, True]
+    # The one that was first is the same when it comes again, whatever has begun meanwhile.
+    await session.finish("t2", 1, 0, said("x"), "completed")
+    await answer(session, "t4")
+    assert (await session.begin(asked("t2", follows="t1"), "r2"))["joined"] is True
+    assert [turn["id"] for turn in (await session.turns())["turns"]] == ["t4", "t2", "t1"]
+
+
+async def test_nothing_can_follow_a_turn_that_is_not_there(session: Stub[ChatSession]) -> None:
+    with pytest.raises(ObjectConflict):
+        await session.begin(asked("t1", follows="t0"), "r1")
+    assert await history_of(session) == []
 
 
 # -- another question while an answer is under way

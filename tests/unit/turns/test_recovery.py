@@ -49,7 +49,10 @@ async def test_a_turn_of_which_nothing_was_told_is_run_again(lab: Lab, session: 
     await lab.advance(2)
     assert (await session.turn("t1"))["status"] == "queued"
     retrying = (await events_of(session, "t1"))[-1]
-    assert (retrying["type"], retrying["data"]) == ("turn.retrying", {"attempt": 2, "reason": "runner_lost"})
+    assert (retrying["type"], retrying["data"]) == (
+        "turn.retrying",
+        {"attempt": 2, "reason": "runner_lost", "continues": False},
+    )
     assert await offered(lab) == ["t1"]
     claim = (await session.claim("t1", "another"))["claim"]
     assert (claim["attempt"], claim["message"], claim["history"]) == (2, QUESTION, [])
