@@ -253,6 +253,7 @@ class TestInterleaving(Interleaving):
             assert await desk.add_between("new") == 1
             gate.touch()
             await turn
+            lab.evict(desk)
             assert await desk.lines() == ["new"]
 
     @pytest.mark.parametrize("tries", [1, 3])
