@@ -29,6 +29,7 @@ from actors.runtime.services import HostServices
 from actors.runtime.steps import StorageLost, require_unwritten, run_in_steps
 from actors.runtime.storage import Storage
 from actors.runtime.turn import PLAIN_TURN, Turn, TurnContext, context_of, current_turn
+from actors.runtime.under_way import UnderWay
 
 logger = logging.getLogger("mobula.objects")
 
@@ -40,13 +41,11 @@ class Activation:
     """One object in its host. Not resident until its first turn; may be closed and opened again between turns."""
 
     __slots__ = (
-        "_alone",
-        "_exclusive",
         "_interleaved_waiting",
         "_key",
         "_mark",
-        "_running",
         "_services",
+        "_under_way",
         "_waits_for_gate",
         "_yielded",
         "held",
@@ -64,11 +63,7 @@ class Activation:
         self._key = str(object_id)
         self._mark = f"{object_id.class_name}\0{object_id.stem}\0".encode()
         self._services = services
-        #: Async turns under way.
-        self._running: dict[Turn, asyncio.Task[None]] = {}
-        #: The one of them that others wait for.
-        self._exclusive: Turn | None = None
-        self._alone: set[asyncio.Task[Any]] = set()
+        self._under_way = UnderWay()
         self.instance: DurableObject | None = None
         self.mailbox: deque[Turn] = deque()
         self.mailbox_bytes = 0
@@ -88,7 +83,7 @@ class Activation:
 
     @property
     def running(self) -> bool:
-        return bool(self._running or self._alone)
+        return bool(self._under_way)
 
     def may_begin(self) -> bool:
         """Whether a turn may begin now; tells the one who keeps the object still if it is."""
@@ -106,7 +101,7 @@ class Activation:
             and not self._yielded
             and self.held is None
             and self.input.is_open
-            and (self._exclusive is None or self._interleaved_waiting)
+            and (self._under_way.exclusive is None or self._interleaved_waiting)
         )
 
     def put(self, turn: Turn) -> None:
@@ -124,7 +119,7 @@ class Activation:
 
     def _next(self) -> Turn | None:
         """The turn that may run now."""
-        if self._exclusive is None:
+        if self._under_way.exclusive is None:
             return self.mailbox[0]
         if self._interleaved_waiting:
             return next(turn for turn in self.mailbox if turn.method.interleaved)
@@ -143,12 +138,7 @@ class Activation:
     def abandon(self, reason: str) -> None:
         """Closes the object whatever it does. What runs and what waits is told the reason."""
         stopping = raised(self._key, ObjectReset(self._key, reason))
-        for turn, task in self._running.items():
-            turn.settle(stopping)
-            _cancel(task)
-        self._running.clear()
-        for alone in self._alone:
-            _cancel(alone)
+        self._under_way.abandon(stopping)
         self._refuse_waiting(stopping)
         self.close()
 
@@ -229,7 +219,7 @@ class Activation:
             self._leave(turn, turn.held)
 
     def _hibernate_always(self) -> None:
-        if self._services.always_evict and not (self._running or self._alone):
+        if self._services.always_evict and not self.running:
             self.close()
 
     def _activate(self, turn: Turn) -> bool:
@@ -265,7 +255,7 @@ class Activation:
         else:
             self._commit(storage)
         if spec.starts_async:
-            self.run_alone(instance.start)
+            self.run_alone(storage, instance.start)
         elif self._services.quarantine.is_suspect(self.id):
             self._services.quarantine.activated(self.id)
         return instance
@@ -407,9 +397,7 @@ class Activation:
 
     def _start(self, instance: DurableObject, turn: Turn) -> None:
         run = self._run_alarm if turn.is_alarm else self._run_async
-        self._running[turn] = asyncio.get_running_loop().create_task(self._run(run, instance, turn))
-        if not turn.method.interleaved:
-            self._exclusive = turn
+        self._under_way.begin(turn, instance.storage, self._run(run, instance, turn))
 
     async def _run(
         self,
@@ -423,9 +411,7 @@ class Activation:
         await run(instance, turn, context)
         context.ended = True
         self._survived(turn.method)
-        self._running.pop(turn, None)
-        if self._exclusive is turn:
-            self._exclusive = None
+        self._under_way.over(turn)
         self._hibernate_always()
         self.last_used_s = self._services.clock.monotonic()
         self._services.resume(self)
@@ -476,15 +462,13 @@ class Activation:
         """What to reset the object with after `error` of an async method; None if only the method failed."""
         return error.error if isinstance(error, StorageLost) else storage.what_it_means(error)
 
-    def run_alone(self, callback: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+    def run_alone(self, storage: Storage, callback: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
         """Runs `callback` behind a shut input gate. The object is reset if it fails."""
         holding = ExitStack()
         holding.enter_context(self.input.hold())
-        task = asyncio.get_running_loop().create_task(self._run_alone(callback, starting=self.instance is None))
-        self._alone.add(task)
+        task = self._under_way.begin_alone(storage, self._run_alone(callback, starting=self.instance is None))
 
         def over(task: asyncio.Task[Any]) -> None:
-            self._alone.discard(task)
             if not task.cancelled():
                 task.exception()  # whoever awaits it is told as well; nobody need
             holding.close()
@@ -599,17 +583,10 @@ class Activation:
             except sqlite.Error:
                 logger.warning("object=%s could not roll back; the file is read again from its log", self._key)
             self.close()
-            for turn, task in self._running.items():
-                if turn not in turns:  # it waits for something, could write nothing after it, and would hold up others
-                    turn.settle(reply)
-                    _cancel(task)
+            # The others wait for something, could write nothing after it, and would hold up who comes next.
+            self._under_way.end_turns(reply, but=turns)
         for turn in turns:
             turn.settle(reply)
 
     def _meaning(self, error: Exception) -> DurableError:
         return error if isinstance(error, DurableError) else ObjectReset(self._key, f"the turn failed: {error}")
-
-
-def _cancel(task: asyncio.Task[Any]) -> None:
-    if not task.get_loop().is_closed():
-        task.cancel()

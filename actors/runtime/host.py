@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -594,7 +595,7 @@ class ObjectHost:
             clock=self._clock,
             logger=logging.LoggerAdapter(logger, {"object": str(object_id)}),
             objects=self._objects,
-            run_alone=activation.run_alone,
+            run_alone=functools.partial(activation.run_alone, storage),
         )
         try:
             return activation.construct(spec, context)

@@ -45,6 +45,7 @@ class Storage:
         self._named = False
         self.delete_requested = False
         self.deleted = False
+        self._ended = False
         try:
             if self._created:
                 sqlite.create(path, schema.template)
@@ -138,7 +139,8 @@ class Storage:
 
         Its file is gone before the reply leaves.
         """
-        self.delete_requested = True
+        # Once it is gone, what is there under its name is another object's.
+        self.delete_requested = not self.deleted
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -178,6 +180,8 @@ class Storage:
         Raises:
             ObjectReset: this storage can't be used any more.
         """
+        if self._ended:
+            raise ObjectReset(self._object_key, "it was ended while the turn was under way")
         try:
             if not self.deleted:
                 self._connection.run_own("BEGIN")
@@ -222,7 +226,7 @@ class Storage:
             if self.delete_requested:
                 self._connection.close()
                 sqlite.remove(self._path)
-                self.delete_requested, self.deleted = False, True
+                self.delete_requested, self.deleted, self._created = False, True, False
                 self.alarm.is_gone()
             elif not self.deleted:
                 self._connection.run_own("COMMIT")
@@ -248,6 +252,10 @@ class Storage:
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
             raise self.explain(error, "commit") from error
+
+    def end(self) -> None:
+        """Whoever still has it, and goes on, begins nothing any more: not even what needs no file, once it is gone."""
+        self._ended = True
 
     def close(self) -> None:
         """Closes the file. A file that this storage created, and in which nothing is kept, is removed again."""

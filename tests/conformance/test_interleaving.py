@@ -236,6 +236,26 @@ class TestInterleaving(Interleaving):
             assert isinstance(outcome, Exception)
             assert await desk.lines() == ["new"]
 
+    async def test_a_turn_that_erased_its_object_erases_none_that_came_after(
+        self, settings: dict[str, Any], gate: Path
+    ) -> None:
+        @interleaved
+        async def erase_around_gate(self: Desk, gate: Path) -> None:
+            self.storage.delete_all()
+            await self._gate(gate)
+            self.storage.delete_all()
+
+        desk_class = desk_with(Desk.alarm, erase_around_gate=erase_around_gate)
+        async with Lab([desk_class], settings=HostSettings(**settings)) as lab:
+            desk = lab.get(desk_class, "acme", "d")
+            turn = asyncio.ensure_future(desk.erase_around_gate(gate))
+            await ticks()
+            assert await desk.add_between("new") == 1
+            gate.touch()
+            await turn
+            lab.evict(desk)
+            assert await desk.lines() == ["new"]
+
     @pytest.mark.parametrize("tries", [1, 3])
     async def test_a_start_that_takes_too_long_is_ended_and_tells_all_who_wait(
         self, settings: dict[str, Any], tries: int

@@ -67,13 +67,28 @@ class Endless(DurableObject):
 
     async def erase_and_hang(self) -> None:
         self.storage.delete_all()
-        await asyncio.get_running_loop().create_future()
+        await self._hang_and_erase()
+
+    async def erase_and_hang_alone(self) -> None:
+        await self.block_concurrency_while(self.erase_and_hang)
+
+    async def _hang_and_erase(self) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().create_future()
+            with contextlib.suppress(Exception):
+                self.storage.delete_all()
+            with contextlib.suppress(Exception):
+                self.storage.kv.put("text", "of a turn that was ended")
 
     def ring_now(self) -> None:
         self.storage.set_alarm(self.clock.now())
 
     async def alarm(self, info: object) -> None:
         await self.hang("alarm")
+
+    def put(self, text: str) -> None:
+        self.storage.kv.put("text", text)
 
     def text(self) -> str | None:
         found: str | None = self.storage.kv.get("text")

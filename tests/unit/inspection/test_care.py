@@ -82,15 +82,25 @@ async def test_an_object_whose_turn_never_ends_is_looked_after_once_it_was_evict
     assert await stub.text() is None
 
 
-async def test_an_object_that_hangs_after_it_deleted_itself_is_evicted_by_force(
-    backend: LocalBackend, operator: Operator
+@pytest.mark.parametrize("method", ["erase_and_hang", "erase_and_hang_alone"])
+async def test_a_turn_that_goes_on_after_it_deleted_its_object_is_ended_by_force_and_touches_no_new_one(
+    backend: LocalBackend, operator: Operator, method: str
 ) -> None:
+    before = asyncio.all_tasks()
     stub = backend.namespace(Endless).get("acme", "e")
-    call = asyncio.create_task(stub.erase_and_hang())
+    call = asyncio.create_task(getattr(stub, method)())
     await ticks()
     assert await operator.evict(stub.id, force=True)
+    new = asyncio.create_task(stub.put("of the new one"))  # it is there before the old turn learns of its end
     with pytest.raises(ObjectReset):
         await call
+    await new
+    await ticks()
+    assert asyncio.all_tasks() == before
+    assert await stub.text() == "of the new one"
+    assert backend.host.evict(stub.id)
+    assert await stub.text() == "of the new one"
+    await operator.delete(stub.id)
     with pytest.raises(ObjectNotFound):
         await operator.evict(stub.id, force=True)
 
