@@ -20,7 +20,7 @@ from actors.message import Message
 from actors.turn import Claim, Usage
 from configs.tenant import TenantConfig
 from deployments import prompt, token_count
-from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta, ToolCall
+from deployments.chat_request import ChatRequest, Finished, ModelEvent, ModelOptions, TextDelta, ToolCall
 from deployments.documents import source_of
 from deployments.errors import ModelUnavailable
 from deployments.generation import Generation, GenerationLimits
@@ -101,6 +101,7 @@ class Answers:
             model=tenant.model.model,
             api_key_env=tenant.model.api_key_env,
             tools=() if box is None else box.specs,
+            options=ModelOptions(**request.get("options", {})),
         )
         limits = GenerationLimits(
             steps_max=tenant.tools.steps_max,

@@ -123,6 +123,7 @@ class ChatClient:
                     temperature=openai.omit if request.temperature is None else request.temperature,
                     stream=True,
                     stream_options={"include_usage": True},
+                    extra_body=request.options.given(),
                 )
         answer = _Answer(request)
         try:

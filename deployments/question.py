@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors.turn import OnConflict
+from deployments.chat_request import ModelOptions
 
 
 def new_turn_id() -> str:
@@ -25,6 +26,7 @@ class Question:
         turn_id: What the turn is to be called, where that must be the same if it is begun twice.
         on_conflict: What becomes of an answer that is under way; None leaves it to the tenant.
         instructions: For the model, in place of the tenant's.
+        options: How else the model is asked.
         client: What whoever asked wants to find again with the turn; nothing to those who answer.
     """
 
@@ -42,11 +44,16 @@ class Question:
     max_tokens: int | None = None
     temperature: float | None = None
     instructions: str | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
     client: dict[str, Any] | None = None
 
     def request(self) -> dict[str, Any]:
         """How it is to be answered, as the session keeps it for whoever does it."""
-        optional = {"instructions": self.instructions, "client": self.client}
+        optional = {
+            "instructions": self.instructions,
+            "options": self.options.given() or None,
+            "client": self.client,
+        }
         return {
             **{name: value for name, value in optional.items() if value is not None},
             "retrieve": self.retrieve,

@@ -16,7 +16,16 @@ from actors.document_index import Passage
 from actors.turn import EventType, TurnEvent, Usage
 from configs.tenant import TenantConfig
 from deployments import prompt
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
+from deployments.chat_request import (
+    ChatMessage,
+    ChatRequest,
+    Finished,
+    ModelEvent,
+    ModelOptions,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+)
 from deployments.documents import Found, source_of
 from deployments.errors import ModelUnavailable, ServiceError
 from deployments.ingress.services import Services
@@ -35,6 +44,7 @@ class DirectQuestion:
     tool_choice: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
     retrieve: bool = False
     top_k: int | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +68,7 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
         api_key_env=tenant.model.api_key_env,
         tools=question.tools,
         tool_choice=question.tool_choice,
+        options=question.options,
     )
     pieces = _pieces(services, question.tenant, tenant.model.name, asked)
     first = await anext(pieces)  # raises what keeps the model from answering at all

@@ -228,6 +228,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
                 max_tokens=body.max_output_tokens,
                 temperature=body.temperature,
                 instructions=body.instructions,
+                options=body.options,
                 client=body.request(question),
             )
         )
@@ -274,6 +275,7 @@ async def _answer_directly(services: Services, tenant: str, model: str, body: Ne
     request: dict[str, Any] = {
         "client": body.request(query),
         "instructions": body.instructions,
+        "options": body.options.given(),
         "max_tokens": body.max_output_tokens,
         "temperature": body.temperature,
     }
@@ -292,6 +294,7 @@ async def _answer_directly(services: Services, tenant: str, model: str, body: Ne
             tool_choice=choice,
             max_tokens=body.max_output_tokens,
             temperature=body.temperature,
+            options=body.options,
             retrieve=search is not None,
             top_k=None if search is None else search.max_num_results,
         ),
