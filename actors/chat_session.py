@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NotRequired
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
@@ -121,6 +121,7 @@ class NewMessage(TypedDict):
 
     role: str
     content: str
+    data: NotRequired[dict[str, Any]]
 
 
 class Extended(Shown):
@@ -284,7 +285,7 @@ class ChatSession(DurableObject):
         """Adds messages, all or none. They are a turn's where they lead to its question."""
         self._session()
         now = self.clock.now()
-        data = None if turn_id is None else json.dumps({"turn_id": turn_id})
+        of_turn = {} if turn_id is None else {"turn_id": turn_id}
         added = [
             message_of(
                 self.storage.sql(
@@ -292,7 +293,7 @@ class ChatSession(DurableObject):
                     " RETURNING id, role, content, tokens, data, created_at",
                     message["role"],
                     message["content"],
-                    data,
+                    json.dumps(data) if (data := {**of_turn, **message.get("data", {})}) else None,
                     now,
                     turn_id,
                 )[0]
@@ -312,12 +313,12 @@ class ChatSession(DurableObject):
             data = json.loads(rows[0][0] or "{}")
             self.storage.sql("DELETE FROM message WHERE id = ?", message_id)
             for call in data.get("tool_calls", ()):
+                # They stand right behind it; those of a client's tools are of another turn.
                 self.storage.sql(
-                    "DELETE FROM message WHERE id > ? AND role = 'tool' AND json_extract(data, '$.turn_id') = ?"
-                    " AND json_extract(data, '$.tool_call_id') = ?",
-                    message_id,
-                    data["turn_id"],
+                    "DELETE FROM message WHERE role = 'tool' AND json_extract(data, '$.tool_call_id') = ?1 AND id > ?2"
+                    " AND id < ifnull((SELECT min(id) FROM message WHERE id > ?2 AND role <> 'tool'), 1 << 62)",
                     call["id"],
+                    message_id,
                 )
             self._turns.count_messages(self.clock.now())
         return self._shown()
@@ -398,10 +399,14 @@ class ChatSession(DurableObject):
         """What a copy of the session up to message `before` begins with; of all of it that there is now, if None.
 
         Raises:
-            InvalidArgument: a tool's call would be in the copy without what came of it.
+            InvalidArgument: a tool's call would be in the copy without what came of it. It may where a client has run
+                it, who may come with another result.
         """
         user_id, title, metadata, _, _, ttl_s, messages_max, _ = self._session()
-        if before is not None and self.storage.sql("SELECT 1 FROM message WHERE id = ? AND role = 'tool'", before):
+        if before is not None and self.storage.sql(
+            "SELECT 1 FROM message WHERE id = ? AND role = 'tool' AND json_extract(data, '$.for_client') IS NULL",
+            before,
+        ):
             raise InvalidArgument("before", before, "must not be the result of a tool, which belongs to its call")
         ((newest,),) = self.storage.sql("SELECT ifnull(max(id), 0) FROM message")
         return {

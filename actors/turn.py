@@ -114,13 +114,22 @@ class TurnLimits(TypedDict):
     broken_events_kept_s: float
 
 
+class ClientCall(TypedDict):
+    """A call of a tool that a client has run."""
+
+    id: str
+    name: str
+
+
 class NewTurn(TypedDict):
     """What is asked of a session.
 
     `turn_id` is one that no other turn of the tenant has had. `message` None answers the last message of the user
     again. With `replace`, the id of a message of the user, that message and all that follow it give way, to `message`
-    where there is one. `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its
-    tokens count for. `key` names the request: another one with the same key joins this turn, whatever its `turn_id`.
+    where there is one. `request` is the runner's own, and comes back to whoever runs the turn; of it the ledger sees
+    `result_of` alone, a `ClientCall`: then `message` is not the user's, but what came of that call. `model` is what the
+    turn's tokens count for. `key` names the request: another one with the same key joins this turn, whatever its
+    `turn_id`.
     """
 
     turn_id: str
@@ -136,7 +145,8 @@ class NewTurn(TypedDict):
 class TurnInfo(TypedDict):
     """A turn without its events. Times are seconds since 1970; `last_event` is the number of its newest event.
 
-    `message_id` is the user's message, `answer_id` that of the answer, where there is one.
+    `message_id` is the user's message, or the result of a tool that a client has run; `answer_id` is that of the
+    answer, where there is one.
     """
 
     id: str

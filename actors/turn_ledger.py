@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from sqlite_utils import Database
 
-from actors.message import Draft, Message, drafts_of
+from actors.message import FOR_CLIENT, Draft, Message, drafts_of, ends_as_answer
 from actors.runtime import (
     Clock,
     InvalidArgument,
@@ -271,7 +271,7 @@ class TurnLedger:
 
     def _take_in(self, turn_id: str, now: float) -> bool:
         """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
-        message, replaces = self._row(turn_id, "message, replaces")
+        message, replaces, result_of = self._row(turn_id, "message, replaces, json_extract(request, '$.result_of')")
         if message is None or replaces is not None:
             replaced = self._last_question() if replaces is None else self._question(replaces)
             if replaced is None:
@@ -280,7 +280,13 @@ class TurnLedger:
             replaces = replaced[0]
             self._sql("UPDATE message SET replaced_by = ? WHERE id >= ? AND replaced_by IS NULL", turn_id, replaces)
             message = replaced[1] if message is None else message
-        message_id = self._insert_message(turn_id, "user", message, None, {"turn_id": turn_id}, now)
+        role = "user"
+        data: dict[str, Any] = {"turn_id": turn_id}
+        if result_of is not None:
+            call = json.loads(result_of)
+            role = "tool"
+            data |= {"tool_call_id": call["id"], "name": call["name"], FOR_CLIENT: True}
+        message_id = self._insert_message(turn_id, role, message, None, data, now)
         # The message itself may leave while the turn runs, when there are too many.
         self._sql(
             "UPDATE turn SET message_id = ?, message = ?, replaces = ? WHERE id = ?",
@@ -480,7 +486,7 @@ class TurnLedger:
             elif event_type == "turn.retrying":
                 sources = None  # of an attempt that came to nothing
         drafts = drafts_of(told)
-        if status == "completed" and (not drafts or drafts[-1].role != "assistant"):
+        if status == "completed" and not ends_as_answer(drafts):
             # A model may have nothing to say; a question that was answered has an answer.
             drafts.append(Draft("assistant", "", {}))
         closing: dict[str, Any] = {} if sources is None else {"sources": sources}
