@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from actors.turn import OnConflict
-from deployments.chat_request import ModelOptions
+from actors.turn import ClientCall, OnConflict
+from deployments.chat_request import ModelOptions, ToolSpec
 
 
 def new_turn_id() -> str:
@@ -27,6 +28,9 @@ class Question:
         on_conflict: What becomes of an answer that is under way; None leaves it to the tenant.
         instructions: For the model, in place of the tenant's.
         options: How else the model is asked.
+        functions: What the model may call beside the service's own tools, for the client to run; `tool_choice` is as in
+            `ChatRequest`.
+        result_of: The call that `message` is the result of; None where it is the user's.
         client: What whoever asked wants to find again with the turn; nothing to those who answer.
     """
 
@@ -45,6 +49,9 @@ class Question:
     temperature: float | None = None
     instructions: str | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
+    functions: Sequence[ToolSpec] = ()
+    tool_choice: str | None = None
+    result_of: ClientCall | None = None
     client: dict[str, Any] | None = None
 
     def request(self) -> dict[str, Any]:
@@ -52,6 +59,9 @@ class Question:
         optional = {
             "instructions": self.instructions,
             "options": self.options.given() or None,
+            "functions": [asdict(function) for function in self.functions] or None,
+            "tool_choice": self.tool_choice,
+            "result_of": self.result_of,
             "client": self.client,
         }
         return {

@@ -130,13 +130,13 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
     joined = False
     if session_id is None:
         events = await _directly(services, caller, body)
-        completion = Completion(new_completion_id(), model, time.time(), gives_calls=True)
+        completion = Completion(new_completion_id(), model, time.time())
     else:
         asked = await ask(request, _question(services, caller.tenant, session_id, body), key)
         joined = asked.joined
         events = await services.turns.follow(caller.tenant, session_id, asked.turn_id)
         turn = await services.turns.get(caller.tenant, session_id, asked.turn_id)
-        completion = Completion(f"chatcmpl-{asked.turn_id[1:]}", model, turn["created_at"], gives_calls=False)
+        completion = Completion(f"chatcmpl-{asked.turn_id[1:]}", model, turn["created_at"])
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         response: Response = EventSourceResponse(_chunks(events, completion, with_usage), ping=PING_EVERY_S)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.document_index import Passage
+from actors.message import FOR_CLIENT
 from actors.turn import EventType, TurnEvent, Usage
 from configs.tenant import TenantConfig
 from deployments import prompt
@@ -150,4 +151,4 @@ async def _events(
 def _told(piece: TextDelta | ToolCall) -> tuple[EventType, dict[str, Any]]:
     if isinstance(piece, TextDelta):
         return "text.delta", {"text": piece.text}
-    return "tool.call", {"id": piece.id, "name": piece.name, "arguments": piece.arguments}
+    return "tool.call", {"id": piece.id, "name": piece.name, "arguments": piece.arguments, FOR_CLIENT: True}

@@ -133,16 +133,16 @@ class NewResponse(Body):
         """
         if self.conversation is not None and self.previous_response_id is not None:
             raise Refused("conversation and previous_response_id do not go together", "previous_response_id")
+        choice = self.tool_choice
+        if (
+            isinstance(choice, ToolChoice)
+            and (self.file_search if choice.type == "file_search" else choice.name) is None
+        ):
+            raise Refused("tool_choice: there is no such tool", "tool_choice")
         if not self.is_stored:
             for name in ("conversation", "previous_response_id", "background"):
                 if getattr(self, name):
                     raise Refused(f"{name}: goes with a response that is stored: leave out store=false", name)
-            return
-        if self.functions:
-            problem = "tools: a client's own functions go with store=false, where the client keeps the conversation"
-            raise Refused(problem, "tools", "unsupported_parameter")
-        if self.tool_choice == "required" or (isinstance(self.tool_choice, ToolChoice) and self.file_search is None):
-            raise Refused("tool_choice: there is no such tool", "tool_choice")
 
     def request(self, query: str) -> dict[str, Any]:
         """The part of a turn's request that whoever looks at the response wants to see again."""

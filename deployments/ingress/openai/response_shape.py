@@ -74,8 +74,8 @@ def begun(session_id: str, model: str, answered: AnsweredTurn) -> ResponseEvents
     )
     return ResponseEvents(
         response,
-        gives_calls=False,
-        queries=[client["query"]] if request["retrieve"] else None,
+        # Where a function's output is answered, what was looked for is not in the request.
+        queries=[query for query in [client["query"]] if query] if request["retrieve"] else None,
         shows_results=client["shows_results"],
     )
 

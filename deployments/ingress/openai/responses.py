@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
@@ -21,7 +21,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import DurableError, ObjectNotFound
 from actors.chat_session import AnsweredTurn
-from actors.turn import FINAL, TurnEvent
+from actors.turn import FINAL, ClientCall, TurnEvent
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.events import PING_EVERY_S
@@ -35,7 +35,7 @@ from deployments.ingress.openai.models import required
 from deployments.ingress.openai.response_events import ResponseEvents
 from deployments.ingress.openai.response_request import NewResponse
 from deployments.ingress.openai.response_shape import begun, blank, ended, events_of
-from deployments.ingress.openai.tools import checked
+from deployments.ingress.openai.tools import TOOLS_MAX, checked
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.question import Asked, Question, new_turn_id
@@ -201,24 +201,37 @@ async def _sse(events: AsyncIterator[TurnEvent], told: ResponseEvents, seen: int
 async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None) -> Asked:
     """Begins the response's turn, or finds the one that the same request has begun."""
     services = services_of(request)
-    messages = items.for_session(body.input, "input", services.config.limits.message_chars_max)
-    if messages[-1]["role"] != "user":
-        raise Refused("input: the last message must be of the user", "input")
+    given = items.for_session(body.input, "input", services.config.limits.message_chars_max)
+    if not given or given[-1]["role"] not in ("user", "tool"):
+        raise Refused("input: the last item must be a message of the user, or the output of a function", "input")
+    specs, choice = checked([tool.spec() for tool in body.functions], body.function_choice)
 
     async def work(plan: str) -> Outcome:
         new_session_id, turn_id = json.loads(plan)
-        session_id = await _place(services, tenant, body, new_session_id, turn_id)
+        place = await _place(services, tenant, body, turn_id)
+        messages = items.answering(given, place.waiting, "input")
+        missing = items.waiting(messages, place.waiting) if messages[-1]["role"] == "tool" else {}
+        if missing:
+            raise Refused(f"No tool output found for function call {next(iter(missing))}.", "input")
+        session_id = place.session_id
+        if session_id is not None and place.before is not None:
+            await services.sessions.fork(tenant, session_id, before=place.before, new_session_id=new_session_id)
+            session_id = new_session_id
         if session_id is None and len(messages) > 1:
             made = await services.sessions.create(tenant, session_id=new_session_id, user_id=body.user or None)
             session_id = made["id"]
         if session_id is not None and len(messages) > 1:
             await services.sessions.extend(tenant, session_id, messages[:-1], request_id=turn_id, turn_id=turn_id)
         search = body.file_search
-        question = messages[-1]["content"]
+        last = messages[-1]
+        result_of: ClientCall | None = None
+        if last["role"] == "tool":
+            result_of = {"id": last["data"]["tool_call_id"], "name": last["data"]["name"]}
+        query = next((one["content"] for one in reversed(messages) if one["role"] == "user"), "")
         asked: Asked = await services.chat.begin.remote(
             Question(
                 tenant=tenant,
-                message=question,
+                message=last["content"],
                 session_id=session_id,
                 new_session_id=new_session_id,
                 turn_id=turn_id,
@@ -229,7 +242,10 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
                 temperature=body.temperature,
                 instructions=body.instructions,
                 options=body.options,
-                client=body.request(question),
+                functions=specs,
+                tool_choice=choice,
+                result_of=result_of,
+                client=body.request(query),
             )
         )
         return Outcome(content={"session_id": asked.session_id, "turn_id": asked.turn_id})
@@ -242,27 +258,48 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
     return Asked(**outcome.content, joined=outcome.replayed)
 
 
-async def _place(services: Services, tenant: str, body: NewResponse, new_session_id: str, turn_id: str) -> str | None:
-    """The session in which the response is to be; None where one is to be made."""
+class _Place(NamedTuple):
+    """Where a response is to be.
+
+    `session_id` None: in a session of its own. With `before`, in a copy of the session up to that message. `waiting`
+    are the calls of the client's functions that end it, by their ids, each with its name.
+    """
+
+    session_id: str | None
+    before: int | None
+    waiting: dict[str, str]
+
+
+async def _place(services: Services, tenant: str, body: NewResponse, turn_id: str) -> _Place:
     if body.conversation is not None:
-        return session_of(body.conversation)
+        session_id = session_of(body.conversation)
+        return _Place(session_id, None, await _waiting(services, tenant, session_id, turn_id))
     if body.previous_response_id is None:
-        return None
+        return _Place(None, None, {})
     try:
         session_id, previous_id = turn_of(body.previous_response_id)
-        previous = (await _answered(services, tenant, session_id, previous_id))["turn"]
+        answered = await _answered(services, tenant, session_id, previous_id)
     except ObjectNotFound:
         problem = f"Previous response with id {body.previous_response_id!r} not found."
         raise Refused(problem, "previous_response_id", "previous_response_not_found") from None
+    previous = answered["turn"]
+    waiting = items.waiting(answered["messages"])
     newest = (await services.turns.page(tenant, session_id, limit=1, before=None))["turns"][0]["id"]
     if newest in (previous_id, turn_id):
-        return session_id
+        return _Place(session_id, None, waiting)
     if previous["status"] not in FINAL:
         raise Refused("previous_response_id: it has not ended, and another follows it", "previous_response_id")
-    last = previous["answer_id"] or previous["message_id"]
-    before = 1 if last is None else last + 1
-    await services.sessions.fork(tenant, session_id, before=before, new_session_id=new_session_id)
-    return new_session_id
+    # Results of tools may follow an answer that broke off.
+    numbers = [message["id"] for message in answered["messages"]]
+    last = max([*numbers, previous["answer_id"] or 0, previous["message_id"] or 0])
+    return _Place(session_id, last + 1, waiting)
+
+
+async def _waiting(services: Services, tenant: str, session_id: str, turn_id: str) -> dict[str, str]:
+    """The calls that end a session, but for what the response itself has added to it in an earlier attempt."""
+    found = await services.sessions.listed(tenant, session_id, limit=2 * TOOLS_MAX, after=None, newest_first=True)
+    messages = [one for one in reversed(found["messages"]) if (one["data"] or {}).get("turn_id") != turn_id]
+    return items.waiting(messages)
 
 
 async def _answer_directly(services: Services, tenant: str, model: str, body: NewResponse) -> Response:
@@ -281,7 +318,6 @@ async def _answer_directly(services: Services, tenant: str, model: str, body: Ne
     }
     told = ResponseEvents(
         blank(name, model, created_at=time.time(), request=request),
-        gives_calls=True,
         queries=None if search is None else [query],
         shows_results=request["client"]["shows_results"],
     )

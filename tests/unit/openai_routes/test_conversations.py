@@ -153,7 +153,9 @@ async def test_calls_of_tools_are_items_with_their_results_and_go_with_them(
         ([{"role": "user", "content": ""}], "items.0.content"),
         ([{"role": "user", "content": "x" * 101}], "items.0.content"),
         ([{"role": "user", "content": [{"type": "input_image"}]}], "items.0.content"),
-        ([{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}], "items.0.type"),
+        ([{"type": "function_call", "call_id": "c", "name": "f"}], "items.0"),
+        ([{"type": "function_call_output", "call_id": "c", "output": "x"}], "items"),
+        ([{"type": "mcp_call"}], "items.0.type"),
         ([{"type": "computer_call"}], "items.0.type"),
     ],
 )

@@ -308,7 +308,10 @@ async def test_how_an_answer_is_to_be_made_is_told_to_the_model_and_to_who_looks
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"tools": [FUNCTION]}, "tools"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "file_search"}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools.0"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{**SEARCH, "vector_store_ids": ["vs_1"]}]}, "tools.0.file_search.vector_store_ids.0"),
