@@ -7,7 +7,7 @@ import asyncio
 from deployments.tool import ToolContext
 
 
-def whoami(context: ToolContext, name: str = "nobody") -> dict[str, str]:
+def whoami(context: ToolContext, name: str = "nobody") -> dict[str, str | None]:
     """Says for whom tools are run."""
     return {"tenant": context.tenant, "session": context.session_id, "turn": context.turn_id, "name": name}
 

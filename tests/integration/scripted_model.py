@@ -1,9 +1,9 @@
 """What answers where a test needs to know every word of an answer, when it comes, and when nobody wants it any more?
 
 An OpenAI-compatible server in a thread of the test. How it answers stands in the question itself: `pieces=30 pause=0.02
-tag=x` is answered in so many pieces with so many seconds before each, and behind them by the calls of tools that `steps`
-holds for each time that it is asked. What goes wrong with it stands there too. It writes down who went away before the
-end, and what it was told by those who want tools.
+tag=x` is answered in so many pieces with so many seconds before each, and behind them by the calls of tools that
+`steps` holds for each time that it is asked. What goes wrong with it stands there too. It writes down who went away
+before the end, and what it was told by those who want more than text.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -42,7 +42,7 @@ def results(events: Events) -> list[dict[str, Any]]:
     return [data for kind, data in events if kind == "tool.result"]
 
 
-def call(name: str, **arguments: Any) -> tuple[str, str]:
+def call(name: str, /, **arguments: Any) -> tuple[str, str]:
     return name, json.dumps(arguments)
 
 
@@ -80,15 +80,8 @@ def test_tools_are_run_told_and_stored_step_by_step(tooled: httpx.Client, model:
     assert completed["usage"] == {"input_tokens": 21, "output_tokens": 6, "total_tokens": 27, "estimated": False}
     assert completed["finish_reason"] == "stop"
     stored = messages_of(tooled, events)
-    assert [message["role"] for message in stored] == [
-        "user",
-        "assistant",
-        "tool",
-        "tool",
-        "assistant",
-        "tool",
-        "assistant",
-    ]
+    roles = [message["role"] for message in stored]
+    assert roles == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
     assert [message["content"] for message in stored if message["role"] == "assistant"] == [answer(tag, 2)] * 3
     assert [json.loads(message["content"]) for message in stored if message["role"] == "tool"] == [value, found, me]
     told = model.told[tag]["messages"]
@@ -133,12 +126,8 @@ def test_whatever_a_model_asks_for_it_gets_its_own_tenants_data_alone(
     events = asked(tooled, question(tag, pieces=1, steps=[calls]))
     assert len(results(events)) == len(calls)
     assert secret not in json.dumps([events, model.told[tag]])
-    assert [result.get("result") for result in results(events)][:4] == [
-        {"found": False},
-        None,
-        {"found": False},
-        {"found": False},
-    ]
+    nothing = {"found": False}
+    assert [result.get("result") for result in results(events)][:4] == [nothing, None, nothing, nothing]
     assert all("error" in results(events)[number] for number in (1, 5, 6))
     ok(demo.delete(f"/documents/{tag}"), 204)
 
@@ -153,63 +142,77 @@ def test_a_model_that_wants_tools_for_ever_is_made_to_answer(tooled: httpx.Clien
     assert messages_of(tooled, events)[-1]["content"] == answer(tag, 1)
 
 
+class Case(NamedTuple):
+    """How a server fails, and what becomes of the turn: its events, its error, and what is kept."""
+
+    script: dict[str, Any]
+    events: list[str]
+    code: str | None
+    roles: list[str]
+
+
+BEGUN = ["turn.created", "sources"]
+RAN = ["tool.call", "tool.result"]
+TRIED_IN_VAIN = [*BEGUN, "turn.retrying", "sources", "turn.retrying", "sources", "error"]
+STEPS = [[call("whoami")]]
+CASES = [
+    Case({"pieces": 0, "fails": "stalls"}, [*BEGUN, "error"], "ModelTimeout", ["user"]),
+    Case(
+        {"pieces": 2, "fails": "stalls"},
+        [*BEGUN, "text.delta", "turn.incomplete"],
+        "ModelTimeout",
+        ["user", "assistant"],
+    ),
+    Case(
+        {"pieces": 1, "steps": STEPS, "fails": "stalls", "in_step": 1},
+        [*BEGUN, "text.delta", *RAN, "text.delta", "turn.incomplete"],
+        "ModelTimeout",
+        ["user", "assistant", "tool", "assistant"],
+    ),
+    Case({"pieces": 0, "fails": "breaks off"}, TRIED_IN_VAIN, "ModelUnavailable", ["user"]),
+    Case(
+        {"pieces": 2, "fails": "breaks off"},
+        [*BEGUN, "text.delta", "turn.incomplete"],
+        "ModelUnavailable",
+        ["user", "assistant"],
+    ),
+    Case({"pieces": 2, "fails": "rubbish"}, TRIED_IN_VAIN, "ModelUnavailable", ["user"]),
+    Case(
+        {"pieces": 0, "steps": STEPS, "fails": "rubbish", "in_step": 1},
+        [*BEGUN, *RAN, "turn.incomplete"],
+        "ModelUnavailable",
+        ["user", "assistant", "tool"],
+    ),
+    Case(
+        {"pieces": 2, "fails": "busy", "times": 1},
+        [*BEGUN, "turn.retrying", "sources", "text.delta", "turn.completed"],
+        None,
+        ["user", "assistant"],
+    ),
+    Case({"pieces": 2, "fails": "busy", "again_after_s": 60}, [*BEGUN, "error"], "ModelUnavailable", ["user"]),
+]
+
+
 @pytest.mark.timeout(120)
-async def test_a_turn_ends_as_it_should_however_its_models_server_fails(service: Service, model: ScriptedModel) -> None:
-    steps = [[call("whoami")]]
-    broken = ["turn.created", "sources", "text.delta"]
-    ran = [*broken, "tool.call", "tool.result"]
-    hopeless = [*["turn.created", "sources"], "turn.retrying", "sources", "turn.retrying", "sources", "error"]
-    cases: dict[str, tuple[dict[str, Any], list[str], str | None]] = {
-        # what it does, the events, and the code of the error
-        "stalls at once": ({"pieces": 0, "fails": "stalls"}, ["turn.created", "sources", "error"], "ModelTimeout"),
-        "stalls": ({"pieces": 2, "fails": "stalls"}, [*broken, "turn.incomplete"], "ModelTimeout"),
-        "stalls after a tool": (
-            {"pieces": 1, "steps": steps, "fails": "stalls", "in_step": 1},
-            [*ran, "text.delta", "turn.incomplete"],
-            "ModelTimeout",
-        ),
-        "breaks off": ({"pieces": 2, "fails": "breaks off"}, [*broken, "turn.incomplete"], "ModelUnavailable"),
-        "breaks off at once": ({"pieces": 0, "fails": "breaks off"}, hopeless, "ModelUnavailable"),
-        "sends rubbish": ({"pieces": 2, "fails": "rubbish"}, hopeless, "ModelUnavailable"),
-        "sends rubbish after a tool": (
-            {"pieces": 0, "steps": steps, "fails": "rubbish", "in_step": 1},
-            ["turn.created", "sources", "tool.call", "tool.result", "turn.incomplete"],
-            "ModelUnavailable",
-        ),
-        "is busy once": (
-            {"pieces": 2, "fails": "busy", "times": 1},
-            ["turn.created", "sources", "turn.retrying", "sources", "text.delta", "turn.completed"],
-            None,
-        ),
-        "is busy for long": (
-            {"pieces": 2, "fails": "busy", "again_after_s": 60},
-            ["turn.created", "sources", "error"],
-            "ModelUnavailable",
-        ),
-    }
+async def test_a_turn_ends_as_it_should_however_its_models_server_fails(service: Service) -> None:
     async with service.async_client(TOOLED_KEY) as client:
 
-        async def turn(fields: dict[str, Any]) -> tuple[Events, list[str], float]:
-            tag = unique("fails")
+        async def turn(case: Case) -> tuple[Events, list[str], float]:
             started_s = asyncio.get_running_loop().time()
-            body = {"message": question(tag, **fields), "retrieve": False}
+            body = {"message": question(unique("fails"), **case.script), "retrieve": False}
             async with aconnect_sse(client, "POST", "/chat", json=body) as source:
                 events = [(one.event, one.json()) async for one in source.aiter_sse() if one.data]
             took_s = asyncio.get_running_loop().time() - started_s
             history = await client.get(f"/chat/sessions/{events[0][1]['session_id']}/messages")
             return events, [message["role"] for message in ok(history)["messages"]], took_s
 
-        turns = await asyncio.gather(*[turn(fields) for fields, _, _ in cases.values()])
-    for name, (events, roles, took_s) in zip(cases, turns, strict=True):
-        fields, expected, code = cases[name]
-        assert kinds(events) == expected, name
+        # Side by side: a server that stalls is waited for.
+        turns = await asyncio.gather(*[turn(case) for case in CASES])
+    for case, (events, roles, took_s) in zip(CASES, turns, strict=True):
         last = events[-1][1]
-        assert (last.get("error") or last).get("code") == code, name
-        # What was shown is kept, a call with its result; of what showed nothing, the question alone.
-        shown = ["assistant"] * (expected[-1] != "error")
-        assert roles == ["user", *(["assistant", "tool"] if "steps" in fields else []), *shown][: len(roles)], name
-        assert len(roles) == 1 + (2 if "steps" in fields else 0) + (len(shown) if fields["pieces"] else 0), name
-        assert took_s < 2 * MODEL_TIMEOUT_S, name
+        error = last if case.events[-1] == "error" else last.get("error") or {}
+        assert Case(case.script, kinds(events), error.get("code"), roles) == case
+        assert took_s < 2 * MODEL_TIMEOUT_S
 
 
 def test_a_turn_with_tools_is_a_response_with_calls_that_no_client_runs(service: Service) -> None:
