@@ -27,7 +27,7 @@ CONFIG = Path(__file__).parent / "service" / "service.yaml"
 START_WITHIN_S = 180.0
 END_WITHIN_S = 120.0
 TOOLED_KEY = "sk-tooled"
-OWN_TOOLS = ("tests.integration.own_tools:whoami", "tests.integration.own_tools:hangs")
+TOOLS = ["vector_search", "kv_get", "tests.integration.own_tools:whoami", "tests.integration.own_tools:hangs"]
 STEPS_MAX = 4
 MODEL_TIMEOUT_S = 8.0
 TOOL_TIMEOUT_S = 3.0
@@ -64,11 +64,7 @@ def configured(folder: Path, model: ScriptedModel, **more: Any) -> Path:
         "tenant": "tooled",
         "keys": [{**tenant["keys"][0], "plain": TOOLED_KEY}],
         "model": {**tenant["model"], "timeout_s": MODEL_TIMEOUT_S},
-        "tools": {
-            "enabled": ["vector_search", "kv_get", *OWN_TOOLS],
-            "steps_max": STEPS_MAX,
-            "timeout_s": TOOL_TIMEOUT_S,
-        },
+        "tools": {"enabled": TOOLS, "steps_max": STEPS_MAX, "timeout_s": TOOL_TIMEOUT_S},
     }
     (tenants / "tooled.yaml").write_text(yaml.safe_dump(tooled))
     return Path(shutil.copy(CONFIG, folder))
