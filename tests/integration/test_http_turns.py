@@ -16,7 +16,7 @@ import psutil
 import pytest
 from httpx_sse import aconnect_sse, connect_sse
 
-from tests.integration.calls import contents, eventually, new_session, ok, problem, refused_fields, unique
+from tests.integration.calls import contents, eventually, new_session, ok, problem, refused_fields, totals, unique
 from tests.integration.conftest import TOOLED_KEY, Service
 from tests.integration.scripted_model import KEY, ScriptedModel, answer, question
 
@@ -32,12 +32,6 @@ FINAL = {"turn.completed", "turn.cancelled", "turn.incomplete", "error"}
 def whole(client: httpx.Client, message: str, **more: Any) -> dict[str, Any]:
     told: dict[str, Any] = ok(client.post("/chat", json={"message": message, "stream": False, **more}))
     return told
-
-
-def totals(client: httpx.Client) -> dict[str, int]:
-    """What the tenant has been charged with."""
-    found: dict[str, int] = ok(client.get("/usage"))["totals"]
-    return found
 
 
 def path_of(told: dict[str, Any]) -> str:
