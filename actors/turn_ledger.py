@@ -51,7 +51,8 @@ LEASE_S = 10.0
 OFFERS_MAX = 30
 #: Of a turn's events, as JSON. A model that writes for ever is stopped there.
 TURN_CHARS_MAX = 4_000_000
-#: Messages that a runner gets with its claim: more than fit into most models.
+#: Messages that a runner gets with its claim, and more only if the user has said nothing for longer: more than fit into
+#: most models.
 HISTORY_MESSAGES_MAX = 200
 EVENT_PAGE_MAX = 500
 EVENT_PAGE_CHARS_MAX = 1_000_000
@@ -305,8 +306,10 @@ class TurnLedger:
             " EXISTS (SELECT 1 FROM turn_event WHERE turn = id AND type = 'turn.created')",
         )
         rows = self._sql(
-            "SELECT id, role, content, tokens, data, created_at FROM message WHERE id < ? AND replaced_by IS NULL"
-            " ORDER BY id DESC LIMIT ?",
+            "SELECT id, role, content, tokens, data, created_at FROM message WHERE id < ?1 AND replaced_by IS NULL"
+            # What a client's tools gave is answered with all since the user's last message, however much that is.
+            " ORDER BY id DESC LIMIT max(?2, (SELECT count(*) FROM message WHERE id < ?1 AND replaced_by IS NULL"
+            " AND id >= (SELECT max(id) FROM message WHERE id <= ?1 AND role = 'user' AND replaced_by IS NULL)))",
             message_id,
             HISTORY_MESSAGES_MAX,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors import ChatSession, InvalidArgument
+from actors import ChatSession, InvalidArgument, turn_ledger
 from actors.message import Message
 from actors.runtime.namespace import Stub
 from actors.turn import NewEvent
@@ -59,6 +59,21 @@ async def test_a_call_waits_for_a_turn_with_its_result(session: Stub[ChatSession
     )
     assert result["data"] == {"turn_id": "t2", "tool_call_id": "c1", "name": "look_up", "for_client": True}
     assert [message["id"] for message in begun["claim"]["history"]] == [1, 2, 3]
+
+
+async def test_a_runner_gets_all_since_the_users_last_message(
+    session: Stub[ChatSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn_ledger, "HISTORY_MESSAGES_MAX", 2)
+    await session.extend([{"role": "user", "content": "before"}])
+    await ran(session, "t0", "why?", for_client("c1"))
+    for number in range(1, 4):
+        await ran(session, f"t{number}", "found", for_client("c1"), request={"result_of": RESULT_OF})
+    claim = (await session.begin(asked("t4", "found", request={"result_of": RESULT_OF}), "runner"))["claim"]
+    assert [message["role"] for message in claim["history"]] == ["user", "assistant", *["tool", "assistant"] * 3]
+    await session.finish("t4", 1, 0, said("So."), "completed", finish_reason="stop", usage=USAGE)
+    claim = (await session.begin(asked("t5", "And?"), "runner"))["claim"]
+    assert [message["role"] for message in claim["history"]] == ["tool", "assistant"]
 
 
 async def test_a_question_that_is_asked_again_takes_the_calls_and_their_results_back(
