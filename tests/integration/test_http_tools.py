@@ -222,9 +222,9 @@ def test_a_turn_with_tools_is_a_response_with_calls_that_no_client_runs(service:
             tag = unique("response")
             given: Any = {"input": question(tag, pieces=1, steps=steps), "model": "default"}
             if streamed:
-                with client.responses.stream(**given) as stream:
-                    types = [event.type for event in stream]
-                    response: Any = stream.get_final_response()
+                events: Any = list(client.responses.create(**given, stream=True))
+                types = [event.type for event in events]
+                response: Any = events[-1].response
                 assert types.count("response.mcp_call.completed") == types.count("response.mcp_call.failed") == 1
             else:
                 response = client.responses.create(**given)
