@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
 #: What a model is told of a tool whose result never came.
 NO_RESULT = json.dumps({"error": "the turn ended before the tool had answered"})
+#: Marks calls of tools that are not the service's to run, and what came of them.
+FOR_CLIENT = "for_client"
 
 
 class Message(TypedDict):
     """One message. `tokens` is None where nobody counted; `data` is what belongs to it, such as sources.
 
     An answer that called tools has `data["tool_calls"]`, each with id, name and arguments; the message of role `tool`
-    that follows for each has `data["tool_call_id"]` and `data["name"]`, and its content is JSON.
+    that follows for each has `data["tool_call_id"]` and `data["name"]`, and its content is JSON. Where a call has
+    `for_client`, it is for a client to run: its result, which has `for_client` too, is any text, and comes with another
+    turn if it comes at all.
     """
 
     id: int
@@ -32,6 +36,7 @@ class NewMessage(TypedDict):
 
     role: str
     content: str
+    data: NotRequired[dict[str, Any]]
 
 
 class Draft(NamedTuple):
@@ -43,7 +48,10 @@ class Draft(NamedTuple):
 
 
 def drafts_of(events: Iterable[tuple[str, dict[str, Any]]]) -> list[Draft]:
-    """The messages that a turn's events come to. Each call of a tool is followed by its result, if need be an error."""
+    """The messages that a turn's events come to.
+
+    Each call of a tool is followed by its result, if need be an error, but for those that a client is to run.
+    """
     drafts: list[Draft] = []
     text: list[str] = []
     calls: list[dict[str, Any]] = []
@@ -53,6 +61,8 @@ def drafts_of(events: Iterable[tuple[str, dict[str, Any]]]) -> list[Draft]:
         if text or calls:
             drafts.append(Draft("assistant", whole("".join(text)), {"tool_calls": list(calls)} if calls else {}))
         for call in calls:
+            if call.get(FOR_CLIENT):
+                continue
             result = results.get(call["id"])
             content = NO_RESULT if result is None else whole(json.dumps(_outcome(result), ensure_ascii=False))
             drafts.append(Draft("tool", content, {"tool_call_id": call["id"], "name": call["name"]}))
@@ -67,11 +77,20 @@ def drafts_of(events: Iterable[tuple[str, dict[str, Any]]]) -> list[Draft]:
         if event_type == "text.delta":
             text.append(data["text"])
         elif event_type == "tool.call":
-            calls.append({name: data[name] for name in ("id", "name", "arguments")})
+            marks = {FOR_CLIENT: True} if data.get(FOR_CLIENT) else {}
+            calls.append({**{name: data[name] for name in ("id", "name", "arguments")}, **marks})
         elif event_type == "tool.result":
             results[data["id"]] = data
     end_step()
     return drafts
+
+
+def ends_as_answer(drafts: Sequence[Draft]) -> bool:
+    """Whether the messages end as an answer does: with text, or with calls that somebody else is to run."""
+    last = next((draft for draft in reversed(drafts) if draft.role == "assistant"), None)
+    if last is None:
+        return False
+    return last is drafts[-1] or any(call.get(FOR_CLIENT) for call in last.data.get("tool_calls", ()))
 
 
 def whole(text: str) -> str:

@@ -58,18 +58,22 @@ class MessageLog:
         return int(message_id)
 
     def extend(self, messages: Iterable[NewMessage], now: float, *, turn_id: str | None = None) -> list[Message]:
-        data = None if turn_id is None else {"turn_id": turn_id}
-        return [
-            {
-                "id": self.add(message["role"], message["content"], now, data=data, turn_id=turn_id),
-                "role": message["role"],
-                "content": message["content"],
-                "tokens": None,
-                "data": data,
-                "created_at": now,
-            }
-            for message in messages
-        ]
+        of_turn = {} if turn_id is None else {"turn_id": turn_id}
+        added: list[Message] = []
+        for message in messages:
+            data = {**of_turn, **message.get("data", {})} or None
+            number = self.add(message["role"], message["content"], now, data=data, turn_id=turn_id)
+            added.append(
+                {
+                    "id": number,
+                    "role": message["role"],
+                    "content": message["content"],
+                    "tokens": None,
+                    "data": data,
+                    "created_at": now,
+                }
+            )
+        return added
 
     def copy(self, messages: Iterable[Message]) -> None:
         """Takes messages of another session, numbered anew."""
@@ -94,12 +98,13 @@ class MessageLog:
             return False
         data = json.loads(rows[0][0] or "{}")
         for call in data.get("tool_calls", ()):
+            # They stand right behind it; those of a client's tools are of another turn.
             self._sql(
-                "DELETE FROM message WHERE id > ? AND role = 'tool' AND json_extract(data, '$.turn_id') = ?"
-                " AND json_extract(data, '$.tool_call_id') = ?",
-                message_id,
-                data["turn_id"],
+                "DELETE FROM message WHERE role = 'tool' AND json_extract(data, '$.tool_call_id') = ?1 AND id > ?2"
+                " AND id < ifnull((SELECT min(id) FROM message WHERE id > ?2 AND role <> 'tool'), ?3)",
                 call["id"],
+                message_id,
+                _END,
             )
         return True
 
@@ -128,8 +133,13 @@ class MessageLog:
         return int(newest)
 
     def is_result(self, message_id: int) -> bool:
-        """It is what came of a call of a tool."""
-        return bool(self._sql("SELECT 1 FROM message WHERE id = ? AND role = 'tool'", message_id))
+        """It is what came of a call that the service has run."""
+        return bool(
+            self._sql(
+                "SELECT 1 FROM message WHERE id = ? AND role = 'tool' AND json_extract(data, '$.for_client') IS NULL",
+                message_id,
+            )
+        )
 
     def is_question(self, message_id: int) -> bool:
         """It is the user's. One that has given way may come back, and is one too."""
@@ -156,6 +166,15 @@ class MessageLog:
         page = self.page(limit, message_id, newest_first=True)
         page["messages"].reverse()
         return page
+
+    def count_since_question(self, message_id: int) -> int:
+        """How many messages there are from the user's last up to one of them, which does not count."""
+        ((count,),) = self._sql(
+            "SELECT count(*) FROM message WHERE id < ?1 AND replaced_by IS NULL"
+            " AND id >= (SELECT max(id) FROM message WHERE id <= ?1 AND role = 'user' AND replaced_by IS NULL)",
+            message_id,
+        )
+        return int(count)
 
     def page(self, limit: int, after: int | None, *, newest_first: bool) -> History:
         """Messages behind one of them, in the order of their numbers or in the other one."""

@@ -146,6 +146,13 @@ class TurnLimits(TypedDict):
     broken_events_kept_s: float
 
 
+class ClientCall(TypedDict):
+    """A call of a tool that a client has run."""
+
+    id: str
+    name: str
+
+
 class NewTurn(TypedDict):
     """What is asked of a session.
 
@@ -154,8 +161,9 @@ class NewTurn(TypedDict):
     user, that message and all that follow it give way, to `message` where there is one. With `follows`, the id of a
     turn, it is refused where another has begun since that one.
 
-    `request` is the runner's own, and comes back to whoever runs the turn; `model` is what its tokens count for. `key`
-    names the request: another one with the same key joins this turn, whatever its `turn_id`.
+    `request` is the runner's own, and comes back to whoever runs the turn; of it the ledger sees `result_of` alone, a
+    `ClientCall`: then `message` is not the user's, but what came of that call. `model` is what the turn's tokens count
+    for. `key` names the request: another one with the same key joins this turn, whatever its `turn_id`.
     """
 
     turn_id: str
@@ -173,7 +181,8 @@ class NewTurn(TypedDict):
 class TurnInfo(TypedDict):
     """A turn without its events. Times are seconds since 1970; `last_event` is the number of its newest event.
 
-    `message_id` is the user's message, `answer_id` that of the answer, where there is one.
+    `message_id` is the user's message, or the result of a tool that a client has run; `answer_id` is that of the
+    answer, where there is one.
     """
 
     id: str

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
+from actors.message import FOR_CLIENT
 from actors.message_log import MessageLog
 from actors.runtime import Clock, Storage
 from actors.session_row import SessionRow
@@ -17,7 +19,8 @@ from actors.turn_ending import TurnEnding
 from actors.turn_events import TurnEvents
 from actors.turn_rows import TurnRows
 
-#: Messages that a runner gets with its claim: more than fit into most models.
+#: Messages that a runner gets with its claim, and more only if the user has said nothing for longer: more than fit into
+#: most models.
 HISTORY_MESSAGES_MAX = 200
 
 _QUESTION_GONE = turn_error(
@@ -84,7 +87,9 @@ class TurnClaims:
 
     def _take_in(self, turn_id: str, now: float) -> bool:
         """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
-        message, leading, replaces = self._turns.get(turn_id, "message, leading, replaces")
+        message, leading, replaces, result_of = self._turns.get(
+            turn_id, "message, leading, replaces, json_extract(request, '$.result_of')"
+        )
         if message is None or replaces is not None:
             replaced = self._messages.question(replaces)
             if replaced is None:
@@ -95,7 +100,13 @@ class TurnClaims:
             message = replaced[1] if message is None else message
         if leading is not None:
             self._messages.extend(json.loads(leading), now, turn_id=turn_id)
-        message_id = self._messages.add("user", message, now, data={"turn_id": turn_id}, turn_id=turn_id)
+        role = "user"
+        data: dict[str, Any] = {"turn_id": turn_id}
+        if result_of is not None:
+            call = json.loads(result_of)
+            role = "tool"
+            data |= {"tool_call_id": call["id"], "name": call["name"], FOR_CLIENT: True}
+        message_id = self._messages.add(role, message, now, data=data, turn_id=turn_id)
         # The message itself may leave while the turn runs, when there are too many.
         self._sql(
             "UPDATE turn SET message_id = ?, message = ?, replaces = ? WHERE id = ?",
@@ -121,7 +132,10 @@ class TurnClaims:
             "message": message,
             "request": json.loads(request),
             "told": self._told(turn_id) if attempt > 1 else None,
-            "history": self._messages.before(message_id, HISTORY_MESSAGES_MAX)["messages"],
+            # What a client's tools gave is answered with all since the user's last message, however much that is.
+            "history": self._messages.before(
+                message_id, max(HISTORY_MESSAGES_MAX, self._messages.count_since_question(message_id))
+            )["messages"],
         }
 
     def _told(self, turn_id: str) -> Told | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from actors.message import Draft, drafts_of
+from actors.message import Draft, drafts_of, ends_as_answer
 from actors.message_log import MessageLog
 from actors.runtime import Clock, ObjectId, Storage
 from actors.session_row import SessionRow
@@ -126,7 +126,7 @@ class TurnEnding:
     ) -> int | None:
         sources = self._events.sources(turn_id)
         drafts = drafts_of(self._events.content(turn_id))
-        if status == "completed" and (not drafts or drafts[-1].role != "assistant"):
+        if status == "completed" and not ends_as_answer(drafts):
             # A model may have nothing to say; a question that was answered has an answer.
             drafts.append(Draft("assistant", "", {}))
         closing: dict[str, Any] = {} if sources is None else {"sources": sources}

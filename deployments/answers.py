@@ -14,13 +14,22 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from actors import Objects
+from actors import InvalidArgument, Objects
 from actors.document_index import Passage
-from actors.message import Message
+from actors.message import FOR_CLIENT, Message
 from actors.turn import Claim, Told, Usage, usage_of
 from configs.tenant import TenantConfig
 from deployments import prompt, token_count
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall
+from deployments.chat_request import (
+    ChatMessage,
+    ChatRequest,
+    Finished,
+    ModelEvent,
+    ModelOptions,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+)
 from deployments.documents import passage_of, source_of
 from deployments.errors import ModelUnavailable
 from deployments.generation import Generation, GenerationLimits
@@ -67,13 +76,15 @@ class Answers:
         request: Mapping[str, Any],
         history: Sequence[Message] = (),
         passages: Sequence[Passage] = (),
+        result_of: str | None = None,
     ) -> Prompt:
-        """What the model is told.
+        """What the model is told; `result_of` is the id of the call whose result the question is, if it is one.
 
         Raises:
-            InvalidArgument: the question does not fit even by itself.
+            InvalidArgument: the question does not fit even by itself, or a tool that the client brings has the name of
+                one of the service.
         """
-        tenant, box = self._tenants[tenant_name], self._boxes[tenant_name]
+        tenant = self._tenants[tenant_name]
         return await prompt.build(
             system=request.get("instructions") or tenant.model.system_prompt,
             history=history,
@@ -84,8 +95,9 @@ class Answers:
             context_tokens=tenant.model.context_tokens,
             max_tokens=tenant.model.answer_tokens(request["max_tokens"]),
             counter=self._counters[tenant_name],
-            tools=() if box is None else box.specs,
+            tools=self._tools(tenant_name, request),
             reserved_tokens=tenant.tool_tokens,
+            result_of=result_of,
         )
 
     def generation(
@@ -109,7 +121,9 @@ class Answers:
             base_url=tenant.model.base_url,
             model=tenant.model.model,
             api_key_env=tenant.model.api_key_env,
-            tools=() if box is None else box.specs,
+            tools=self._tools(tenant_name, request),
+            tool_choice=request.get("tool_choice"),
+            options=ModelOptions(**request.get("options", {})),
         )
         limits = GenerationLimits(
             steps_max=tenant.tools.steps_max,
@@ -117,6 +131,17 @@ class Answers:
             tool_tokens_max=tenant.tool_tokens,
         )
         return Generation(stream=self._ask, request=asked, toolbox=box, context=context, limits=limits)
+
+    def _tools(self, tenant_name: str, request: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
+        """The service's own, then those that the client brings."""
+        box = self._boxes[tenant_name]
+        own = () if box is None else box.specs
+        brought = tuple(ToolSpec(**function) for function in request.get("functions", ()))
+        taken = {spec.name for spec in own}
+        for spec in brought:
+            if spec.name in taken:
+                raise InvalidArgument("tools", spec.name, "is what a tool of the service is called")
+        return (*own, *brought)
 
     async def _ask(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
         answer = self._model.stream.remote(request)
@@ -155,7 +180,9 @@ class Answer:
         if told is None:
             await self._writer.add("sources", {"sources": [source_of(passage) for passage in made.passages]})
         context = ToolContext(tenant=self._tenant, session_id=self._session_id, turn_id=self._claim["turn_id"])
-        self._generation = self._answers.generation(self._tenant, context, self._claim["request"], made, told)
+        request = self._claim["request"]
+        for_client = {function["name"] for function in request.get("functions", ())}
+        self._generation = self._answers.generation(self._tenant, context, request, made, told)
         if self._generation is None:
             return Finished(finish_reason="length", input_tokens=0, output_tokens=0, estimated=False)
         finished: Finished | None = None
@@ -165,7 +192,8 @@ class Answer:
                     await self._writer.add("text.delta", {"text": event.text})
                 case ToolCall():
                     call = {"id": event.id, "name": event.name, "arguments": event.arguments}
-                    await self._writer.add("tool.call", call)
+                    marks = {FOR_CLIENT: True} if event.name in for_client else {}
+                    await self._writer.add("tool.call", {**call, **marks})
                 case ToolResult():
                     await self._writer.add("tool.result", event.shown())
                 case Finished():
@@ -179,14 +207,17 @@ class Answer:
         claim = self._claim
         question, request, history = claim["message"], claim["request"], claim["history"]
         dropped: dict[str, Any] | None = None
+        result_of = request["result_of"]["id"] if "result_of" in request else None
         try:
             passages: list[Passage] = []
             if claim["told"] is not None:
                 # An answer refers to them by their numbers.
                 passages = [passage_of(source) for source in claim["told"]["sources"]]
             elif request["retrieve"]:
-                passages = await self._answers.found(self._tenant, question, request["top_k"])
-            made = await self._answers.prompt(self._tenant, question, request, history, passages)
+                # Also where a client's tool has answered: the model is told anew, and of what the user asked.
+                query = question if result_of is None else _last_question(history)
+                passages = await self._answers.found(self._tenant, query, request["top_k"])
+            made = await self._answers.prompt(self._tenant, question, request, history, passages, result_of)
             dropped = made.dropped._asdict()
             return made
         finally:
@@ -201,3 +232,7 @@ class Answer:
                         "dropped": dropped,
                     },
                 )
+
+
+def _last_question(history: Sequence[Message]) -> str:
+    return next((message["content"] for message in reversed(history) if message["role"] == "user"), "")

@@ -26,7 +26,7 @@ from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.answers import Answers
 from deployments.errors import ModelUnavailable
-from deployments.question import Asked, Question, new_turn_id
+from deployments.question import Asked, Question, can_be_gone_on_with, new_turn_id
 from deployments.sessions import Sessions
 from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
 
@@ -120,7 +120,7 @@ class Chat:
             await asyncio.wait(self._running, timeout=GIVE_BACK_S)
 
     def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
-        settings = tenant.turns
+        settings, request = tenant.turns, question.request()
         return {
             "turn_id": question.turn_id or new_turn_id(),
             "message": question.message,
@@ -128,13 +128,13 @@ class Chat:
             "replace": question.replace,
             "follows": question.follows,
             "model": tenant.model.name,
-            "request": question.request(),
+            "request": request,
             "key": question.key,
             "on_conflict": question.on_conflict or settings.on_conflict,
             "limits": {
                 "queue_max": settings.queue_max,
                 "attempts_max": settings.attempts_max,
-                "continues": tenant.model.continues_answers,
+                "continues": tenant.model.continues_answers and can_be_gone_on_with(request),
                 "events_kept_s": settings.events_kept_s,
                 "broken_events_kept_s": settings.broken_events_kept_s,
             },

@@ -125,7 +125,7 @@ class ChatClient:
                     temperature=openai.omit if request.temperature is None else request.temperature,
                     stream=True,
                     stream_options={"include_usage": True},
-                    extra_body=_CONTINUING if request.continues else None,
+                    extra_body={**request.options.given(), **(_CONTINUING if request.continues else {})},
                 )
         answer = _Answer(request)
         try:

@@ -9,8 +9,8 @@ model reads that variable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 
@@ -57,6 +57,28 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """How the answer is to be made, in the words of the protocol. `None` leaves it to the server.
+
+    Attributes:
+        stop: The answer ends before any of these.
+        response_format: As the protocol has it: `json_object`, or `json_schema` with the schema.
+    """
+
+    top_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: Sequence[str] | None = None
+    response_format: Mapping[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not left to the server, by their names."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
     """One question to a model.
 
@@ -72,6 +94,7 @@ class ChatRequest:
         tool_choice: `auto`, `none`, `required`, or the name of the tool that has to be called; `None` leaves it to the
             server, which means `auto` everywhere.
         continues: The last message is the beginning of the answer, which is to go on from there. Not every server can.
+        options: What else the server is asked for.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -84,6 +107,7 @@ class ChatRequest:
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str | None = None
     continues: bool = False
+    options: ModelOptions = ModelOptions()
 
     def __post_init__(self) -> None:
         if self.continues and (not self.messages or self.messages[-1].role != "assistant"):

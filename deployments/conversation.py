@@ -10,10 +10,12 @@ It does not decide what fits.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from actors import InvalidArgument
 from actors.message import Message
 from deployments.chat_request import ChatMessage, ToolCall
 
@@ -52,6 +54,30 @@ def conversation_of(history: Sequence[Message]) -> Conversation:
         tuple(PastTurn(tuple(_sendable(turn)), len(turn)) for turn in turns),
         first - len(instructions),
     )
+
+
+class Answered(NamedTuple):
+    """What was said before the user's last message, that message, and all that followed."""
+
+    before: Conversation
+    asked: ChatMessage
+    since: tuple[ChatMessage, ...]
+
+
+def answered_with(history: Sequence[Message], call_id: str, result: str) -> Answered:
+    """The history with what a client's tool gave.
+
+    Raises:
+        InvalidArgument: the history does not end with calls of which this is one that has no result yet.
+    """
+    data = {"tool_call_id": call_id}
+    message: Message = {"id": 0, "role": "tool", "content": result, "tokens": None, "data": data, "created_at": 0.0}
+    instructions, turns, left_out = conversation_of([*history, message])
+    last = turns[-1].messages if turns else ()
+    results = itertools.takewhile(lambda message: message.role == "tool", reversed(last))
+    if ChatMessage(role="tool", content=result, tool_call_id=call_id) not in results:
+        raise InvalidArgument("input", call_id, "is the id of no call that waits for its result")
+    return Answered(Conversation(instructions, turns[:-1], left_out), last[0], last[1:])
 
 
 def _sendable(turn: Sequence[Message]) -> Iterator[ChatMessage]:

@@ -19,7 +19,7 @@ from actors import InvalidArgument
 from actors.document_index import Passage
 from actors.message import Message
 from deployments.chat_request import ChatMessage, ToolSpec
-from deployments.conversation import PastTurn, conversation_of
+from deployments.conversation import PastTurn, answered_with, conversation_of
 from deployments.token_count import TokenCounter, estimate, size_bytes_of
 
 #: What a chat template adds around each message.
@@ -68,38 +68,46 @@ async def build(
     counter: TokenCounter,
     tools: Sequence[ToolSpec] = (),
     reserved_tokens: int = 0,
+    result_of: str | None = None,
 ) -> Prompt:
     """What fits: the question always, then the best passages, then the newest turns of the history.
 
     Args:
+        question: the user's; or what a client's tool gave, which always goes with all since the user's last message.
         fence: a word made for this prompt alone, so that no document can hold the closing marker.
         context_tokens: of the model, for the prompt, the answer and all that tools add.
         tools: what the model is offered; a server puts it into the prompt.
         reserved_tokens: what is left free for the calls of tools and their results.
+        result_of: the id of the call whose result the question is; None where it is the user's.
 
     Raises:
-        InvalidArgument: the question does not fit even by itself.
+        InvalidArgument: the question does not fit even by itself, or the call that it answers waits for no result.
         ModelError: the counter had to be asked, and did not answer.
     """
     past = conversation_of(history)
+    asked = ChatMessage(role="user", content=question)
+    since: tuple[ChatMessage, ...] = ()
+    if result_of is not None:
+        past, asked, since = answered_with(history, result_of, question)
     instructions = (ChatMessage(role="system", content=system), *past.instructions)
     offered = tuple(json.dumps(asdict(tool), ensure_ascii=False) for tool in tools)
     given = _first_within(passages, passages_chars_max)
     room = context_tokens - max_tokens - reserved_tokens
-    if size_bytes_of(question) > BYTES_PER_TOKEN_MAX * room:
+    if sum(size_bytes_of(text) for message in (asked, *since) for text in _texts(message)) > BYTES_PER_TOKEN_MAX * room:
         raise _too_long(question)
     tokens = _Tokens(counter)
     shown = [_shown(number, passage) for number, passage in enumerate(given, start=1)]
 
     def needed(passages_given: int) -> int:
         """Tokens of all but the turns: counted where they were, else no fewer than there are."""
-        asked = tokens.of_question(question, shown[:passages_given], fence)
-        return sum(map(tokens.of_message, instructions)) + tokens.of_tools(offered) + asked
+        of_question = tokens.of_question(asked.content, shown[:passages_given], fence)
+        others = sum(map(tokens.of_message, (*instructions, *since)))
+        return others + tokens.of_tools(offered) + of_question
 
     turns = past.turns
     if needed(len(given)) + sum(map(tokens.of_turn, turns)) > room:
-        texts = [text for message in instructions for text in _texts(message)]
-        await tokens.count([*texts, *offered, question, _INTRODUCTION, *shown, *_newest_texts(turns, room)])
+        texts = [text for message in (*instructions, asked, *since) for text in _texts(message)]
+        await tokens.count([*texts, *offered, _INTRODUCTION, *shown, *_newest_texts(turns, room)])
         while given and needed(len(given)) > room:
             given = given[:-1]
         if needed(len(given)) > room:
@@ -108,7 +116,8 @@ async def build(
     messages = (
         *instructions,
         *(message for turn in turns for message in turn.messages),
-        ChatMessage(role="user", content=_with_passages(question, given, fence)),
+        ChatMessage(role="user", content=_with_passages(asked.content, given, fence)),
+        *since,
     )
     gone = past.turns[: len(past.turns) - len(turns)]
     dropped = Dropped(

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from actors.message import NewMessage
-from actors.turn import OnConflict
+from actors.turn import ClientCall, OnConflict
+from deployments.chat_request import ModelOptions, ToolSpec
 
 
 def new_turn_id() -> str:
     return f"t{secrets.token_hex(12)}"
+
+
+def can_be_gone_on_with(request: Mapping[str, Any]) -> bool:
+    """Whether a part of an answer, however it is to be made, can be gone on from where its model can do that.
+
+    A server that keeps to a format begins it anew with what it says next.
+    """
+    return "response_format" not in request.get("options", {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +38,10 @@ class Question:
         turn_id: What the turn is to be called, where that must be the same if it is begun twice.
         on_conflict: What becomes of an answer that is under way; None leaves it to the tenant.
         instructions: For the model, in place of the tenant's.
+        options: How else the model is asked.
+        functions: What the model may call beside the service's own tools, for the client to run; `tool_choice` is as in
+            `ChatRequest`.
+        result_of: The call that `message` is the result of; None where it is the user's.
         client: What whoever asked wants to find again with the turn; nothing to those who answer.
     """
 
@@ -47,11 +61,22 @@ class Question:
     max_tokens: int | None = None
     temperature: float | None = None
     instructions: str | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
+    functions: Sequence[ToolSpec] = ()
+    tool_choice: str | None = None
+    result_of: ClientCall | None = None
     client: dict[str, Any] | None = None
 
     def request(self) -> dict[str, Any]:
         """How it is to be answered, as the session keeps it for whoever does it."""
-        optional = {"instructions": self.instructions, "client": self.client}
+        optional = {
+            "instructions": self.instructions,
+            "options": self.options.given() or None,
+            "functions": [asdict(function) for function in self.functions] or None,
+            "tool_choice": self.tool_choice,
+            "result_of": self.result_of,
+            "client": self.client,
+        }
         return {
             **{name: value for name, value in optional.items() if value is not None},
             "retrieve": self.retrieve,

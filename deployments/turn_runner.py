@@ -25,6 +25,7 @@ from deployments.activity import ActivityLog
 from deployments.answers import Answer, Answers
 from deployments.chat_request import Finished
 from deployments.errors import ModelError, ModelTimeout, ModelUnavailable, ServiceError
+from deployments.question import can_be_gone_on_with
 from deployments.turn_writer import TurnWriter
 
 logger = logging.getLogger("mobula.chat")
@@ -144,7 +145,7 @@ class TurnRunner:
             status = "cancelled"
         if error is not None:
             status = "incomplete" if writer.has_content else "failed"
-            if self._may_go_on(session.id.tenant, attempt, writer) and (failure is None or self._may_retry(failure)):
+            if self._may_go_on(session.id.tenant, claim, writer) and (failure is None or self._may_retry(failure)):
                 await _insist(lambda: session.record(turn_id, attempt, after, rest, answer.usage))
                 is_ours = await _insist(lambda: session.release(turn_id, attempt, error["code"]))
                 return (error["retry_after_s"] or LOST_PAUSE_S) if is_ours else None
@@ -168,11 +169,12 @@ class TurnRunner:
             logger.error("tenant=%s turn=%s failed", session.id.tenant, turn_id, exc_info=failure)
         return as_error(known(failure))
 
-    def _may_go_on(self, tenant: str, attempt: int, writer: TurnWriter) -> bool:
+    def _may_go_on(self, tenant: str, claim: Claim, writer: TurnWriter) -> bool:
         """The turn may be begun again, as nobody would notice, or its answer gone on from."""
         settings = self._tenants[tenant]
-        return attempt < settings.turns.attempts_max and (
-            not writer.has_content or (settings.model.continues_answers and not writer.has_calls)
+        continues = settings.model.continues_answers and can_be_gone_on_with(claim["request"])
+        return claim["attempt"] < settings.turns.attempts_max and (
+            not writer.has_content or (continues and not writer.has_calls)
         )
 
     def _may_retry(self, failure: Exception) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors import InvalidArgument
-from actors.message import Message
+from actors.message import FOR_CLIENT, Message
 from deployments.ingress.fields import AnswerOptions, Text
 from deployments.ingress.ui_stream import arguments_of, error_text, source_part
 
@@ -100,10 +100,12 @@ def stored_id(message_id: str) -> int | None:
     return int(stored.group(1)) if stored else None
 
 
-def ui_messages(session_id: str, history: Iterable[Message]) -> list[dict[str, Any]]:
+def ui_messages(session_id: str, history: Sequence[Message]) -> list[dict[str, Any]]:
     """Stored messages as `useChat` is to be given them; those of one answer are one."""
     messages: list[dict[str, Any]] = []
-    for _, grouped in groupby(history, _belonging):
+    outcomes = dict(_outcomes(history))
+    # What another client's tools gave is shown with the calls, and begins no answer.
+    for _, grouped in groupby((one for one in history if not (one["data"] or {}).get(FOR_CLIENT)), _belonging):
         group = list(grouped)
         first, last = group[0], group[-1]
         data = last["data"] or {}
@@ -117,7 +119,7 @@ def ui_messages(session_id: str, history: Iterable[Message]) -> list[dict[str, A
                 "id": turn_id if turn_id and is_answer else f"msg_{first['id']}",
                 "role": "assistant" if is_answer else first["role"],
                 "metadata": metadata,
-                "parts": list(_answer_parts(group, data)) if is_answer else [_text_part(first["content"])],
+                "parts": list(_answer_parts(group, data, outcomes)) if is_answer else [_text_part(first["content"])],
             }
         )
     return messages
@@ -129,12 +131,21 @@ def _belonging(message: Message) -> tuple[str, int]:
     return (turn_id, 0) if turn_id and is_answer else ("", message["id"])
 
 
-def _answer_parts(group: list[Message], data: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    outcomes = {
-        (message["data"] or {}).get("tool_call_id"): json.loads(message["content"])
-        for message in group
-        if message["role"] == "tool"
-    }
+def _outcomes(history: Iterable[Message]) -> Iterator[tuple[tuple[int, str], Any]]:
+    """What came of calls, by the message that called and the call's id."""
+    callers: dict[str, int] = {}
+    for message in history:
+        data = message["data"] or {}
+        if message["role"] == "assistant":
+            callers = {call["id"]: message["id"] for call in data.get("tool_calls") or ()}
+        elif message["role"] == "tool" and (call_id := data.get("tool_call_id")) in callers:
+            outcome = message["content"] if data.get(FOR_CLIENT) else json.loads(message["content"])
+            yield (callers.pop(call_id), call_id), outcome
+
+
+def _answer_parts(
+    group: list[Message], data: dict[str, Any], outcomes: Mapping[tuple[int, str], Any]
+) -> Iterator[dict[str, Any]]:
     sources = data.get("sources") or []
     for number, message in enumerate(one for one in group if one["role"] == "assistant"):
         yield {"type": "step-start"}
@@ -143,17 +154,20 @@ def _answer_parts(group: list[Message], data: dict[str, Any]) -> Iterator[dict[s
         if message["content"]:
             yield _text_part(message["content"])
         for call in (message["data"] or {}).get("tool_calls") or ():
-            yield _call_part(call, outcomes.get(call["id"]))
+            yield _call_part(call, (message["id"], call["id"]), outcomes)
 
 
-def _call_part(call: dict[str, Any], outcome: Any) -> dict[str, Any]:
+def _call_part(call: dict[str, Any], place: tuple[int, str], outcomes: Mapping[tuple[int, str], Any]) -> dict[str, Any]:
     part = {
         "type": "dynamic-tool",
         "toolName": call["name"],
         "toolCallId": call["id"],
         "input": arguments_of(call),
-        "providerExecuted": True,
+        **({} if call.get(FOR_CLIENT) else {"providerExecuted": True}),
     }
+    if place not in outcomes:
+        return {**part, "state": "input-available"}
+    outcome = outcomes[place]
     if isinstance(outcome, dict) and outcome.keys() == {"error"}:
         return {**part, "state": "output-error", "errorText": error_text(outcome["error"])}
     return {**part, "state": "output-available", "output": outcome}

@@ -15,6 +15,7 @@ from fastapi import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import DurableError
+from actors.message import FOR_CLIENT
 from actors.turn import TurnEvent
 from deployments.ingress.events import PING_EVERY_S
 
@@ -118,13 +119,14 @@ class UIMessageStream:
 
     def _call(self, call: dict[str, Any]) -> Iterator[Part]:
         yield from self._end_text()
-        self._open_calls[call["id"]] = call["name"]
+        if not call.get(FOR_CLIENT):
+            self._open_calls[call["id"]] = call["name"]
         yield {
             "type": "tool-input-available",
             "toolCallId": call["id"],
             "toolName": call["name"],
             "input": arguments_of(call),
-            **_BY_SERVICE,
+            **_run_by(call),
         }
 
     def _result(self, result: dict[str, Any]) -> Iterator[Part]:
@@ -149,6 +151,11 @@ class UIMessageStream:
 
 #: The client is to call no tool for these, and need not know them beforehand.
 _BY_SERVICE = {"providerExecuted": True, "dynamic": True}
+
+
+def _run_by(call: dict[str, Any]) -> Part:
+    """Whose a call is to run: where another client of the session brought the tool, that one's."""
+    return {"dynamic": True} if call.get(FOR_CLIENT) else _BY_SERVICE
 
 
 def source_part(source: dict[str, Any]) -> Part:

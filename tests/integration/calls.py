@@ -66,6 +66,12 @@ def say(client: httpx.Client, session: str, content: str, role: str = "user") ->
     return int(appended["id"])
 
 
+def totals(client: httpx.Client, **query: str) -> dict[str, int]:
+    """What the tenant has used."""
+    found: dict[str, int] = ok(client.get("/usage", params=query))["totals"]
+    return found
+
+
 def contents(client: httpx.Client, session: str, **page: int) -> list[str]:
     """What was said in a session, oldest first."""
     history = ok(client.get(f"{session}/messages", params=page))

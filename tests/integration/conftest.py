@@ -26,6 +26,11 @@ from tests.integration.scripted_model import KEY, MODEL, ScriptedModel, scripted
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
 START_WITHIN_S = 180.0
 END_WITHIN_S = 120.0
+TOOLED_KEY = "sk-tooled"
+TOOLS = ["vector_search", "kv_get", "tests.integration.own_tools:whoami", "tests.integration.own_tools:hangs"]
+STEPS_MAX = 4
+MODEL_TIMEOUT_S = 8.0
+TOOL_TIMEOUT_S = 3.0
 
 
 @pytest.hookimpl(trylast=True)
@@ -40,10 +45,13 @@ def _needs_the_shared_service(item: pytest.Item) -> bool:
 
 
 def configured(folder: Path, model: ScriptedModel, **more: Any) -> Path:
-    """The tests' configuration in a folder of its own, with a tenant more whose model is this one."""
+    """The tests' configuration in a folder of its own, with two tenants more whose model is this one.
+
+    One has all tools, and little patience.
+    """
     tenants = folder / "tenants"
     shutil.copytree(CONFIG.parent / "tenants", tenants)
-    tenant = {
+    tenant: dict[str, Any] = {
         "tenant": MODEL,
         "keys": [{"id": "all", "plain": KEY, "scopes": ["chat", "ingest", "search", "kv", "admin"]}],
         "limits": {"refill_per_second": 100_000, "capacity": 100_000},
@@ -51,6 +59,14 @@ def configured(folder: Path, model: ScriptedModel, **more: Any) -> Path:
         **more,
     }
     (tenants / f"{MODEL}.yaml").write_text(yaml.safe_dump(tenant))
+    tooled = {
+        **tenant,
+        "tenant": "tooled",
+        "keys": [{**tenant["keys"][0], "plain": TOOLED_KEY}],
+        "model": {**tenant["model"], "timeout_s": MODEL_TIMEOUT_S},
+        "tools": {"enabled": TOOLS, "steps_max": STEPS_MAX, "timeout_s": TOOL_TIMEOUT_S},
+    }
+    (tenants / "tooled.yaml").write_text(yaml.safe_dump(tooled))
     return Path(shutil.copy(CONFIG, folder))
 
 
@@ -188,6 +204,12 @@ def demo(service: Service) -> Iterator[httpx.Client]:
 @pytest.fixture
 def scripted(service: Service) -> Iterator[httpx.Client]:
     with service.client(KEY) as client:
+        yield client
+
+
+@pytest.fixture
+def tooled(service: Service) -> Iterator[httpx.Client]:
+    with service.client(TOOLED_KEY) as client:
         yield client
 
 

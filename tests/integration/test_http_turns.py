@@ -12,11 +12,12 @@ import time
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from httpx_sse import aconnect_sse, connect_sse
 
-from tests.integration.calls import contents, eventually, new_session, ok, problem, refused_fields, unique
-from tests.integration.conftest import Service
+from tests.integration.calls import contents, eventually, new_session, ok, problem, refused_fields, totals, unique
+from tests.integration.conftest import TOOLED_KEY, Service
 from tests.integration.scripted_model import KEY, ScriptedModel, answer, question
 
 #: Each is cut several times.
@@ -40,6 +41,11 @@ def path_of(told: dict[str, Any]) -> str:
 def events(client: httpx.Client, path: str, **params: Any) -> list[dict[str, Any]]:
     with connect_sse(client, "GET", f"{path}/events", params=params) as source:
         return [{"id": int(one.id), "event": one.event, "data": one.json()} for one in source.iter_sse() if one.data]
+
+
+def busy_time_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 class Reader:
@@ -78,7 +84,9 @@ class Reader:
 
 @pytest.mark.timeout(300)
 async def test_streams_that_are_cut_and_taken_up_again_lose_and_repeat_nothing(service: Service) -> None:
-    assert len(service.processes("ray::ServeReplica:default:Ingress")) == 2
+    replicas = service.processes("ray::ServeReplica:default:Ingress")
+    assert len(replicas) == 2
+    busy_s = [busy_time_s(replica) for replica in replicas]
     chance = random.Random(4)
     tags = [unique("cut") for _ in range(STREAMS)]
     room = asyncio.Semaphore(AT_ONCE)
@@ -104,6 +112,11 @@ async def test_streams_that_are_cut_and_taken_up_again_lose_and_repeat_nothing(s
             kept = ok(await client.get(f"/chat/sessions/{told['session_id']}/messages"))["messages"]
             assert [message["role"] for message in kept] == ["user", "assistant"]
             assert reader.text.encode() == kept[1]["content"].encode() == answer(tag, PIECES).encode()
+            turn = ok(await client.get(path_of(told)))
+            assert (turn["status"], turn["last_event"]) == ("completed", numbers[-1])
+    # Streams were taken up from both: one that nobody asks spends next to nothing.
+    spent_s = [busy_time_s(replica) - before for replica, before in zip(replicas, busy_s, strict=True)]
+    assert min(spent_s) > max(spent_s) / 4
 
 
 def test_any_number_of_readers_hear_the_same(service: Service, scripted: httpx.Client) -> None:
@@ -132,13 +145,14 @@ def test_any_number_of_readers_hear_the_same(service: Service, scripted: httpx.C
 
 @pytest.mark.parametrize("named", [True, False])
 async def test_the_same_request_ten_times_at_once_is_one_turn_and_one_charge(
-    service: Service, scripted: httpx.Client, model: ScriptedModel, named: bool
+    service: Service, tooled: httpx.Client, model: ScriptedModel, named: bool
 ) -> None:
-    tag = unique("same")
+    # Of a tenant of whose tokens nobody else uses any meanwhile.
+    tag, charged = unique("same"), totals(tooled)
     body = {"message": question(tag, pieces=5, pause_s=0.02), "retrieve": False, "user_id": tag}
     if named:
-        body["session_id"] = new_session(scripted, user_id=tag).rpartition("/")[2]
-    async with service.async_client(KEY) as client:
+        body["session_id"] = new_session(tooled, user_id=tag).rpartition("/")[2]
+    async with service.async_client(TOOLED_KEY) as client:
         headers = {"Idempotency-Key": f'"{tag}"'}
         answers = await asyncio.gather(
             *[client.post("/chat", json={**body, "stream": False}, headers=headers) for _ in range(8)],
@@ -150,19 +164,26 @@ async def test_the_same_request_ten_times_at_once_is_one_turn_and_one_charge(
     assert [one.headers.get("idempotent-replayed") for one in answers].count("true") == 9
     assert model.asked.count(tag) == 1
     session = f"/chat/sessions/{told[0]['session_id']}"
-    assert contents(scripted, session) == [body["message"], answer(tag, 5)]
-    assert [turn["id"] for turn in ok(scripted.get(f"{session}/turns"))["turns"]] == [told[0]["turn_id"]]
-    assert len(ok(scripted.get("/chat/sessions", params={"user_id": tag}))["sessions"]) == 1
+    assert contents(tooled, session) == [body["message"], answer(tag, 5)]
+    assert [turn["id"] for turn in ok(tooled.get(f"{session}/turns"))["turns"]] == [told[0]["turn_id"]]
+    assert len(ok(tooled.get("/chat/sessions", params={"user_id": tag}))["sessions"]) == 1
     assert told[0]["usage"] == {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12, "estimated": False}
     rows = ok(
-        scripted.post(
+        tooled.post(
             "/admin/objects/ChatSession/query",
             params={"name": told[0]["session_id"]},
-            json={"sql": "SELECT input_tokens, output_tokens FROM session"},
+            json={"sql": "SELECT input_tokens, output_tokens, (SELECT count(*) FROM turn) FROM session"},
         )
     )["rows"]
-    assert rows == [[7, 5]]
-    changed = scripted.post("/chat", json={**body, "message": "tag=x pieces=1"}, headers=headers)
+    assert rows == [[7, 5, 1]]
+    eventually(lambda: totals(tooled) != charged)
+    assert totals(tooled) == {
+        "turns": charged["turns"] + 1,
+        "input_tokens": charged["input_tokens"] + 7,
+        "output_tokens": charged["output_tokens"] + 5,
+        "total_tokens": charged["total_tokens"] + 12,
+    }
+    changed = tooled.post("/chat", json={**body, "message": "tag=x pieces=1"}, headers=headers)
     assert list(refused_fields(changed)) == ["Idempotency-Key"]
 
 

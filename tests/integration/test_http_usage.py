@@ -8,18 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.calls import eventually, new_session, ok, problem, refused_fields
+from tests.integration.calls import eventually, new_session, ok, problem, refused_fields, totals
 
 
 def ask(client: httpx.Client, **more: Any) -> dict[str, Any]:
     asked = {"message": "Say one.", "stream": False, "retrieve": False, "max_tokens": 4, **more}
     answer: dict[str, Any] = ok(client.post("/chat", json=asked))
     return answer
-
-
-def totals(client: httpx.Client, **query: str) -> dict[str, int]:
-    found: dict[str, int] = ok(client.get("/usage", params=query))["totals"]
-    return found
 
 
 def test_a_session_tells_the_tokens_of_all_its_turns(demo: httpx.Client, acme: httpx.Client) -> None:

@@ -70,6 +70,39 @@ def test_a_tool_of_the_client_is_called_and_its_result_answered(scripted: openai
         assert (after.choices[0].finish_reason, after.choices[0].message.content) == ("stop", answer(tag, 1))
 
 
+def test_how_an_answer_is_to_be_made_reaches_the_models_server(
+    service: Service, scripted: openai.OpenAI, model: ScriptedModel
+) -> None:
+    tag = unique("options")
+    options: Any = {
+        "top_p": 0.5,
+        "seed": 7,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "stop": ["a", "b"],
+        "response_format": {"type": "json_object"},
+    }
+    asked = said(question(tag, pieces=1, call="look_up"))
+    with service.client(KEY) as http:
+        metadata = {"session_id": new_session(http).rpartition("/")[2]}
+    scripted.chat.completions.create(model=MODEL, messages=asked, metadata=metadata, user=tag, **options)
+    assert {name: model.told[tag][name] for name in options} == options
+    more: Any
+    for more in ({"n": 2}, {"logit_bias": {"1": 1}}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            scripted.chat.completions.create(model=MODEL, messages=asked, **more)
+        assert refused.value.param in more
+
+
+def test_the_embedded_model_stops_where_it_is_told_to(embedded: openai.OpenAI) -> None:
+    asked: Any = {"model": "embedded", "messages": said("Count from 1 to 9."), "max_tokens": 20, "temperature": 0}
+    whole = embedded.chat.completions.create(**asked).choices[0].message.content
+    assert whole
+    middle = whole[len(whole) // 2]
+    cut = embedded.chat.completions.create(**asked, stop=middle).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (whole.partition(middle)[0], "stop")
+
+
 def test_a_client_that_goes_away_stops_the_model_and_leaves_nothing(
     service: Service, scripted: openai.OpenAI, model: ScriptedModel
 ) -> None:

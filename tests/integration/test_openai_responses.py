@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,19 +149,64 @@ def test_a_response_that_is_deleted_is_gone(client: openai.OpenAI) -> None:
         client.responses.retrieve(response.id)
 
 
-def test_a_function_of_the_client_is_called_and_its_result_answered(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("store", [True, False])
+def test_a_function_of_the_client_is_called_and_its_result_answered(
+    client: openai.OpenAI, model: ScriptedModel, store: bool
+) -> None:
     tag = unique("function")
     given: Any = [{"role": "user", "content": question(tag, pieces=1, call="look_up")}]
-    with client.responses.stream(model=MODEL, input=given, store=False, tools=[FUNCTION]) as stream:
+    with client.responses.stream(model=MODEL, input=given, store=store, tools=[FUNCTION]) as stream:
         types = [event.type for event in stream]
         first: Any = stream.get_final_response()
     assert "response.function_call_arguments.done" in types
     message, call = first.output
     assert (message.type, call.type, call.name, call.call_id) == ("message", "function_call", "look_up", f"call_{tag}")
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "found"}
+    # Either all is brought again, or what was stored is gone on from.
     given += [one.to_dict() for one in first.output]
-    given.append({"type": "function_call_output", "call_id": call.call_id, "output": "found"})
-    second = client.responses.create(model=MODEL, input=given, store=False, tools=[FUNCTION])
+    more: Any = {"previous_response_id": first.id, "input": [result]} if store else {"input": [*given, result]}
+    second = client.responses.create(model=MODEL, store=store, tools=[FUNCTION], **more)
     assert second.output_text == answer(tag, 1)
+    told = model.told[tag]["messages"][1:]
+    assert [(one["role"], one.get("tool_call_id")) for one in told] == [
+        ("user", None),
+        ("assistant", None),
+        ("tool", call.call_id),
+    ]
+    assert (told[1]["tool_calls"][0]["id"], told[2]["content"]) == (call.call_id, "found")
+
+
+def test_a_function_of_the_client_is_answered_in_a_conversation_and_in_a_stream(client: openai.OpenAI) -> None:
+    tag = unique("kept")
+    conversation = client.conversations.create()
+    steps = [[("look_up", '{"word": "a"}'), ("look_up", '{"word": "b"}')], [("look_up", '{"word": "c"}')]]
+    given: Any = question(tag, pieces=1, steps=steps)
+    asked: Any = {"conversation": conversation.id, "tools": [FUNCTION]}
+    for expected in (2, 1, 0):
+        with client.responses.stream(model=MODEL, input=given, **asked) as stream:
+            response: Any = stream.get_final_response() if list(stream) else None
+        calls = [item for item in response.output if item.type == "function_call"]
+        assert len(calls) == expected
+        given = [{"type": "function_call_output", "call_id": call.call_id, "output": call.arguments} for call in calls]
+    kept = [item.type for item in client.conversations.items.list(conversation.id, order="asc")]
+    answered = [*["function_call"] * 2, *["function_call_output"] * 2]
+    assert kept == ["message", "message", *answered, "message", *answered[1:3], "message"]
+    with pytest.raises(openai.BadRequestError):
+        client.responses.create(input=[{"type": "function_call_output", "call_id": "c", "output": "x"}], **asked)
+
+
+def test_an_answer_is_made_by_the_schema_that_was_asked_for(service: Service) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"fish": {"enum": ["cod", "eel"]}},
+        "required": ["fish"],
+        "additionalProperties": False,
+    }
+    asked: Any = {"input": "Name a fish.", "max_output_tokens": 20, "temperature": 0}
+    with openai_client(service) as client:
+        form: Any = {"type": "json_schema", "name": "fish", "schema": schema, "strict": True}
+        response = client.responses.create(text={"format": form}, **asked)
+    assert json.loads(response.output_text)["fish"] in ("cod", "eel")
 
 
 def test_documents_are_searched_and_cited_if_that_is_asked_for(service: Service, client: openai.OpenAI) -> None:

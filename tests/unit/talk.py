@@ -12,7 +12,7 @@ from actors.document_index import Passage
 from actors.message import Message
 from actors.runtime.clock import ManualClock
 from actors.turn import FINAL, TurnEvent, TurnInfo
-from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, TurnsConfig
+from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, ToolsConfig, TurnsConfig
 from deployments.activity import ActivityLog
 from deployments.chat import Chat
 from deployments.documents import Found
@@ -27,6 +27,11 @@ TENANTS = {
     "lasting": tenant("lasting", model=ModelConfig(max_tokens=100)),
     "tight": tenant("tight", model=ModelConfig(max_tokens=100, context_tokens=400)),
     "stingy": tenant("stingy", retrieval=RetrievalConfig(context_chars_max=100)),
+    "tooled": tenant(
+        "tooled",
+        model=ModelConfig(base_url="http://127.0.0.1:1/v1", model="m"),
+        tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
+    ),
     "hasty": tenant("hasty", turns=TurnsConfig(on_conflict="reject", attempts_max=1)),
 }
 

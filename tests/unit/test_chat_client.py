@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from deployments.chat_client import ANSWER_BYTES_MAX, MAX_CLIENTS, MAX_RETRY_AFTER_S
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
+from deployments.chat_request import (
+    ChatMessage,
+    ChatRequest,
+    Finished,
+    ModelEvent,
+    ModelOptions,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+)
 from deployments.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable
 from deployments.tool_call_pieces import ARGUMENTS_BYTES_MAX, CALLS_MAX
 from tests.unit.scripted_server import Reply, Script, serving, talking
@@ -79,6 +88,31 @@ async def test_an_answer_that_is_gone_on_with_is_asked_for_as_such() -> None:
     assert server.bodies[0]["messages"][-1] == {"role": "assistant", "content": "Hel"}
     assert server.bodies[0]["continue_final_message"] is True
     assert server.bodies[0]["add_generation_prompt"] is False
+
+
+async def test_what_else_is_asked_for_is_sent_in_the_protocols_words() -> None:
+    options = ModelOptions(
+        top_p=0.5,
+        seed=1,
+        presence_penalty=0,
+        frequency_penalty=-1,
+        stop=["a"],
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+    )
+    async with serving(hello) as server, talking() as client:
+        request = replace(QUESTION, options=options)
+        _ = [event async for event in client.stream(request, base_url=server.base_url, model="m")]
+
+    sent = server.bodies[0]
+    assert {name: sent.pop(name) for name in options.given()} == {
+        "top_p": 0.5,
+        "seed": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": -1,
+        "stop": ["a"],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+    }
+    assert set(sent) == {"model", "messages", "max_tokens", "temperature", "stream", "stream_options"}
 
 
 async def test_no_temperature_is_sent_where_none_is_asked_for() -> None:

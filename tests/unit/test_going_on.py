@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from deployments import turn_runner
-from deployments.chat_request import ChatMessage, ChatRequest, ModelEvent
+from deployments.chat_request import ChatMessage, ChatRequest, ModelEvent, ModelOptions
 from deployments.errors import ModelRefused, ModelTimeout, ModelUnavailable
 from deployments.token_count import estimate
 from tests.unit.handles import EchoModel
@@ -59,6 +59,15 @@ async def test_an_answer_that_breaks_off_is_gone_on_with(talk: Talk, failure: Ex
     assert [source["chunk_id"] for source in answering["data"]["sources"]] == ["d1:v:0"]
     # A piece each of those that broke off, and what the last one counted.
     assert (answering["tokens"], answering["data"]["usage"]["estimated"]) == (4, True)
+
+
+async def test_an_answer_in_a_format_is_not_gone_on_with(talk: Talk) -> None:
+    models = Models(EchoModel('{"a": ', failure=ModelUnavailable("down", 0.01)), EchoModel("1}"))
+    options = ModelOptions(response_format={"type": "json_object"})
+    events = await talk.answer(talk.replica(models), question(tenant=LASTING, options=options))
+    assert events[-1]["type"] == "turn.incomplete"
+    assert events[-1]["data"]["error"]["code"] == "ModelUnavailable"
+    assert (text_of(events), len(models.requests)) == ('{"a": ', 1)
 
 
 async def test_the_model_is_told_what_it_was_told_and_what_it_had_said(talk: Talk) -> None:

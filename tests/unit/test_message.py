@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from actors.message import NO_RESULT, Draft, drafts_of
+from actors.message import NO_RESULT, Draft, drafts_of, ends_as_answer
 from actors.turn import NewEvent
 from tests.turns import answered, called, said
 
@@ -91,3 +91,20 @@ def test_halves_of_characters_are_joined_or_replaced(pieces: tuple[str, ...], wh
 def test_halves_of_characters_in_a_result_can_be_stored() -> None:
     content = _drafts(called("a"), answered("a", "x\ud83d"))[1].content
     assert json.loads(content) == "x\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_call_that_a_client_is_to_run_has_no_result_yet() -> None:
+    for_client = called("b")
+    for_client["data"]["for_client"] = True
+    drafts = _drafts(called("a"), for_client, answered("a", 1))
+    assert [(draft.role, draft.data.get("tool_call_id")) for draft in drafts] == [("assistant", None), ("tool", "a")]
+    assert [call.get("for_client") for call in drafts[0].data["tool_calls"]] == [None, True]
+    assert ends_as_answer(drafts)
+
+
+@pytest.mark.parametrize(
+    ("events", "is_whole"),
+    [([], False), ([called("a"), answered("a", 1)], False), ([called("a"), answered("a", 1), *said("One.")], True)],
+)
+def test_an_answer_ends_with_its_text_where_no_client_is_to_go_on(events: list[NewEvent], is_whole: bool) -> None:
+    assert ends_as_answer(_drafts(*events)) is is_whole

@@ -326,3 +326,40 @@ async def test_passages_are_dropped_by_the_models_count() -> None:
     passages = [_passage("word " * 100, title=f"T{number}") for number in range(7)]
     prompt = await _build(passages=passages, context_tokens=500, counter=Words())
     assert len(prompt.passages) in (2, 3)
+
+
+def _waiting() -> list[Message]:
+    """A conversation that ends with a call whose result is to come."""
+    return [*_conversation("Hi", "Hello", "Why?"), _called("", "c1")]
+
+
+async def test_a_result_goes_with_all_since_the_users_last_message_and_passages_with_that() -> None:
+    prompt = await _build("found", _waiting(), [_passage("Because.")], result_of="c1")
+    assert [message.role for message in prompt.messages[3:]] == ["user", "assistant", "tool"]
+    assert prompt.messages[3].content.endswith("Why?")
+    assert "Because." in prompt.messages[3].content
+    assert (prompt.messages[5].content, prompt.messages[5].tool_call_id) == ("found", "c1")
+
+
+async def test_what_was_said_before_gives_way_to_a_result_and_its_call() -> None:
+    result = "word " * 500
+    with pytest.raises(InvalidArgument):
+        await _build(result, _waiting(), result_of="c1", context_tokens=300)
+    prompt = await _build("found", [*_conversation("x " * 5000, "Hello"), *_waiting()[2:]], result_of="c1")
+    assert [message.role for message in prompt.messages] == ["system", "user", "assistant", "tool"]
+    assert prompt.dropped.turns == 1
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        _waiting()[:3],
+        _waiting()[3:],
+        [*_waiting(), _result("c1", "found"), _message("assistant", "So.")],
+    ],
+)
+async def test_a_result_that_no_call_waits_for_is_refused(history: list[Message]) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        await _build("found", history, result_of="c1")
+    assert refused.value.field == "input"

@@ -155,3 +155,24 @@ def test_messages_without_a_turn_stand_by_themselves() -> None:
 def test_a_result_whose_call_is_gone_is_no_part() -> None:
     (answer,) = ui_messages(SESSION_ID, [one for one in _stored() if one["id"] not in (1, 2)])
     assert [part["type"] for part in answer["parts"]] == ["step-start", "source-document", "text"]
+
+
+def test_what_another_client_was_to_run_is_shown_with_what_came_of_it_as_text() -> None:
+    calls = [{"id": "c1", "name": "look_up", "arguments": "{}", "for_client": True}]
+    called = _message(2, "assistant", "", {"turn_id": "t1", "tool_calls": calls})
+    result = _message(
+        3, "tool", "no JSON", {"turn_id": "t2", "tool_call_id": "c1", "name": "look_up", "for_client": True}
+    )
+    answer = _message(4, "assistant", "So.", {"turn_id": "t2"})
+    first, second = ui_messages(SESSION_ID, [called, result, answer])
+    assert first["parts"][-1] == {
+        "type": "dynamic-tool",
+        "toolName": "look_up",
+        "toolCallId": "c1",
+        "input": {},
+        "state": "output-available",
+        "output": "no JSON",
+    }
+    assert second["parts"] == [{"type": "step-start"}, {"type": "text", "text": "So.", "state": "done"}]
+    (pending,) = ui_messages(SESSION_ID, [called])
+    assert (pending["parts"][-1]["state"], "output" in pending["parts"][-1]) == ("input-available", False)

@@ -107,6 +107,14 @@ def test_what_is_begun_is_ended_wherever_the_turn_breaks_off(last: Event, ends: 
         assert parts[-1]["errorText"] == ("busy" if last is FAILED else "it was lost")
 
 
+def test_a_call_that_another_client_is_to_run_is_told_and_not_answered() -> None:
+    call: Event = ("tool.call", {"id": "c3", "name": "look_up", "arguments": "{}", "for_client": True})
+    parts = _parts([*WITH_TOOLS[:2], call, WITH_TOOLS[-1]])
+    told = {"type": "tool-input-available", "toolCallId": "c3", "toolName": "look_up", "input": {}, "dynamic": True}
+    assert told in parts
+    assert [part for part in parts if part["type"].startswith("tool-output")] == []
+
+
 def test_an_answer_that_broke_off_without_an_error_says_so() -> None:
     parts = _parts([*BEGUN, ("turn.incomplete", {**INCOMPLETE[1], "error": None})])
     assert parts[-1] == {"type": "error", "errorText": "the answer broke off"}

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from actors.message import FOR_CLIENT
 from actors.turn import TurnEvent, Usage
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.ingress.openai.errors import error_body
@@ -23,14 +24,12 @@ class Completion:
 
     Args:
         created_at: seconds since 1970.
-        gives_calls: calls of tools are for the client to run. Else the service has run them, and they are not shown.
     """
 
-    def __init__(self, completion_id: str, model: str, created_at: float, *, gives_calls: bool) -> None:
+    def __init__(self, completion_id: str, model: str, created_at: float) -> None:
         self._id = completion_id
         self._model = model
         self._created = int(created_at)
-        self._gives_calls = gives_calls
         self._more: dict[str, Any] = {}
         self._text: list[str] = []
         self._calls: list[dict[str, Any]] = []
@@ -50,7 +49,7 @@ class Completion:
                 self._more["sources"] = data["sources"]
             case "text.delta":
                 self._text.append(data["text"])
-            case "tool.call" if self._gives_calls:
+            case "tool.call" if data.get(FOR_CLIENT):  # the service has run the others
                 function = {"name": data["name"], "arguments": data["arguments"]}
                 self._calls.append({"id": data["id"], "type": "function", "function": function})
             case "turn.completed":
@@ -99,7 +98,7 @@ class Completion:
                 yield self._chunk({"role": "assistant", "content": ""}, with_usage)
             case "text.delta":
                 yield self._chunk({"content": event["data"]["text"]}, with_usage)
-            case "tool.call" if self._gives_calls:
+            case "tool.call" if event["data"].get(FOR_CLIENT):
                 index = len(self._calls) - 1
                 yield self._chunk({"tool_calls": [{"index": index, **self._calls[index]}]}, with_usage)
             case "turn.completed" | "turn.incomplete" | "turn.cancelled":

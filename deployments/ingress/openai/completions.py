@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors.turn import TurnEvent
+from deployments.chat_request import ModelOptions
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.chat import ask
 from deployments.ingress.events import PING_EVERY_S
@@ -26,9 +27,10 @@ from deployments.ingress.openai import shapes
 from deployments.ingress.openai.completion import Completion, new_completion_id
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from deployments.ingress.openai.errors import Refused
+from deployments.ingress.openai.formats import CompletionFormat
 from deployments.ingress.openai.messages import Messages, for_model
 from deployments.ingress.openai.models import required
-from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only
+from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, Penalty, Seed, Stop, TopP
 from deployments.ingress.openai.tools import TOOLS_MAX, FunctionChoice, FunctionTool, ToolChoiceWord, checked
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
@@ -37,11 +39,7 @@ from deployments.question import Question
 
 router = APIRouter(route_class=guarded_by("chat"), tags=["OpenAI: chat completions"])
 
-_WHOLE = "an answer is text, made once and to its end"
-
-
-class TextFormat(BaseModel):
-    type: Literal["text"]
+_WHOLE = "an answer is text, made once, and its tokens are not shown"
 
 
 class StreamOptions(BaseModel):
@@ -62,12 +60,16 @@ class NewCompletion(Body):
         default=None, description="`session_id`: a session to ask in; `retrieve`: `true` looks for passages first"
     )
     user: Annotated[Text, Field(max_length=256)] | None = None
+    stop: Stop = None
+    response_format: CompletionFormat | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     retrieve: bool | None = Field(default=None, description="look for passages in the tenant's documents first")
     top_k: TopK | None = None
 
-    response_format: TextFormat | None = None
     n: Annotated[Any, Only(_WHOLE, 1)] = None
-    stop: Annotated[Any, Only(_WHOLE, [])] = None
     logprobs: Annotated[Any, Only(_WHOLE, False)] = None
     top_logprobs: Annotated[Any, Only(_WHOLE, 0)] = None
     logit_bias: Annotated[Any, Only("the model's tokens are not shown", {})] = None
@@ -79,10 +81,6 @@ class NewCompletion(Body):
     moderation: Annotated[Any, Only("nothing is moderated")] = None
     store: Annotated[Any, Only("nothing is stored; use a session, or /v1/responses", False)] = None
 
-    top_p: Ignored = None
-    frequency_penalty: Ignored = None
-    presence_penalty: Ignored = None
-    seed: Ignored = None
     parallel_tool_calls: Ignored = None
     prediction: Ignored = None
     prompt_cache_key: Ignored = None
@@ -96,6 +94,17 @@ class NewCompletion(Body):
     @property
     def tokens_max(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def options(self) -> ModelOptions:
+        return ModelOptions(
+            top_p=self.top_p,
+            seed=self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            stop=self.stop or None,
+            response_format=None if self.response_format is None else self.response_format.asked(),
+        )
 
     @property
     def is_to_retrieve(self) -> bool:
@@ -121,13 +130,13 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
     joined = False
     if session_id is None:
         events = await _directly(services, caller, body)
-        completion = Completion(new_completion_id(), model, time.time(), gives_calls=True)
+        completion = Completion(new_completion_id(), model, time.time())
     else:
         asked = await ask(request, _question(services, caller.tenant, session_id, body), key)
         joined = asked.joined
         events = await services.turns.answer(caller.tenant, asked)
         turn = await services.turns.get(caller.tenant, session_id, asked.turn_id)
-        completion = Completion(f"chatcmpl-{asked.turn_id[1:]}", model, turn["created_at"], gives_calls=False)
+        completion = Completion(f"chatcmpl-{asked.turn_id[1:]}", model, turn["created_at"])
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         response: Response = EventSourceResponse(_chunks(events, completion, with_usage), ping=PING_EVERY_S)
@@ -152,6 +161,7 @@ async def _directly(services: Services, caller: Principal, body: NewCompletion) 
             tool_choice=choice,
             max_tokens=body.tokens_max,
             temperature=body.temperature,
+            options=body.options,
             retrieve=body.is_to_retrieve,
             top_k=body.top_k,
         ),
@@ -176,6 +186,7 @@ def _question(services: Services, tenant: str, session_id: str, body: NewComplet
         top_k=body.top_k,
         max_tokens=body.tokens_max,
         temperature=body.temperature,
+        options=body.options,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from actors import ObjectNotFound
 from actors.directory import SessionMetadata
-from actors.message import Message
+from actors.message import Message, NewMessage
 from actors.runtime import RequestReused
 from deployments.errors import IdempotencyKeyReused
 from deployments.idempotency import Outcome, key_id
@@ -21,7 +22,7 @@ from deployments.ingress.openai.errors import Refused
 from deployments.ingress.openai.ids import Place, conversation_id, place_of, session_of
 from deployments.ingress.openai.parameters import Ignored, Metadata
 from deployments.ingress.replies import reply
-from deployments.ingress.services import services_of
+from deployments.ingress.services import Services, services_of
 
 router = APIRouter(route_class=guarded_by("chat"), prefix="/v1/conversations", tags=["OpenAI: conversations"])
 
@@ -67,7 +68,7 @@ async def create(
 ) -> Response:
     services = services_of(request)
     body = body or NewConversation()
-    messages = items.for_session(body.items or (), "items", services.config.limits.message_chars_max)
+    messages = _kept(services, body.items or ())
 
     async def work(session_id: str) -> Outcome:
         made = await services.sessions.create(caller.tenant, session_id=session_id, metadata=body.metadata)
@@ -110,10 +111,10 @@ async def add(
     key: IdempotencyKey,
     include: Include = None,
 ) -> Response:
-    """Adds messages, all or none, without asking for an answer."""
+    """Adds messages, all or none, without asking for an answer. Results of functions come with their calls."""
     services = services_of(request)
     session_id = session_of(conversation_id)
-    messages = items.for_session(body.items, "items", services.config.limits.message_chars_max)
+    messages = _kept(services, body.items)
     # No record beside the session's own, which it keeps with the messages: the two can't come apart.
     request_id = None if key is None else key_id("items", key)
     try:
@@ -172,6 +173,15 @@ async def remove_item(request: Request, caller: Caller, conversation_id: str, it
         raise Refused("item_id: the result of a tool goes with its call: delete that", "item_id")
     await services.sessions.remove(caller.tenant, session_id, message["id"])
     return reply(_shown(await services.sessions.metadata(caller.tenant, session_id)))
+
+
+def _kept(services: Services, new: Sequence[items.NewItem]) -> list[NewMessage]:
+    for number, item in enumerate(new):
+        if item.type not in ("message", "function_call", "function_call_output"):
+            where = f"items.{number}.type"
+            raise Refused(f"{where}: a conversation takes messages, and calls of functions with their results", where)
+    messages = items.for_session(new, "items", services.config.limits.message_chars_max)
+    return items.answering(messages, {}, "items")
 
 
 async def _message(request: Request, tenant: str, session_id: str, message_id: int) -> Message:

@@ -13,10 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.document_index import Passage
+from actors.message import FOR_CLIENT
 from actors.turn import EventType, TurnEvent, Usage
 from configs.tenant import TenantConfig
 from deployments import prompt
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
+from deployments.chat_request import (
+    ChatMessage,
+    ChatRequest,
+    Finished,
+    ModelEvent,
+    ModelOptions,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+)
 from deployments.documents import Found, source_of
 from deployments.errors import ModelUnavailable, ServiceError
 from deployments.ingress.services import Services
@@ -35,6 +45,7 @@ class DirectQuestion:
     tool_choice: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    options: ModelOptions = field(default_factory=ModelOptions)
     retrieve: bool = False
     top_k: int | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +69,7 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
         api_key_env=tenant.model.api_key_env,
         tools=question.tools,
         tool_choice=question.tool_choice,
+        options=question.options,
     )
     pieces = _pieces(services, question.tenant, tenant.model.name, asked)
     first = await anext(pieces)  # raises what keeps the model from answering at all
@@ -139,4 +151,4 @@ async def _events(
 def _told(piece: TextDelta | ToolCall) -> tuple[EventType, dict[str, Any]]:
     if isinstance(piece, TextDelta):
         return "text.delta", {"text": piece.text}
-    return "tool.call", {"id": piece.id, "name": piece.name, "arguments": piece.arguments}
+    return "tool.call", {"id": piece.id, "name": piece.name, "arguments": piece.arguments, FOR_CLIENT: True}

@@ -1,18 +1,18 @@
 """What is an item of a conversation: as clients send it, as sessions keep it, and as models are told?
 
-Messages are items, and so are calls of tools and their results. A session takes messages alone, since the calls in it
-are its own. Without a session, a client may send what it was given: then its calls and their results are told to the
-model, and items that only describe what the service did are passed over.
+Messages are items, and so are calls of a client's functions and what came of them. A session takes what came of a call
+if the call is there and waits for it. A client may send back what it was given: items that only describe what the
+service did are passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from actors.message import Message, NewMessage
+from actors.message import FOR_CLIENT, Message, NewMessage
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.ingress.fields import Text
 from deployments.ingress.openai.errors import Refused
@@ -22,7 +22,7 @@ from deployments.ingress.openai.parameters import Content
 
 ITEMS_MAX = 1_000
 #: What an answer tells of itself, and no model has to be told again.
-_PASSED_OVER = ("reasoning", "file_search_call", "mcp_call", "mcp_list_tools")
+_TOLD_ONLY = ("reasoning", "file_search_call", "mcp_call", "mcp_list_tools")
 
 
 class NewItem(BaseModel):
@@ -62,21 +62,83 @@ def _role(item: NewItem, where: str) -> Literal["system", "user", "assistant"]:
 
 
 def for_session(items: Sequence[NewItem], field: str, chars_max: int) -> list[NewMessage]:
-    """The messages as a session takes them.
+    """The messages as a session takes them, calls of one answer in one message; see `answering` for what is left.
 
     Raises:
-        Refused: an item is no message, or too long.
+        Refused: an item lacks something, or is too long.
     """
     taken: list[NewMessage] = []
     for number, item in enumerate(items):
         where = f"{field}.{number}"
-        if item.type != "message":
-            problem = f"{where}.type: a conversation takes messages alone; bring calls of tools with store=false"
-            raise Refused(problem, f"{where}.type")
-        if not item.content or len(item.content) > chars_max:
-            raise Refused(f"{where}.content: must have 1 to {chars_max} characters", f"{where}.content")
-        taken.append({"role": _role(item, where), "content": item.content})
+        if item.type in _TOLD_ONLY:
+            continue
+        if item.type == "message":
+            if not item.content or len(item.content) > chars_max:
+                raise Refused(f"{where}.content: must have 1 to {chars_max} characters", f"{where}.content")
+            taken.append({"role": _role(item, where), "content": item.content})
+        elif item.type == "function_call_output":
+            if len(item.output) > chars_max:
+                raise Refused(f"{where}.output: has more than {chars_max} characters", f"{where}.output")
+            data = {"tool_call_id": _call_id(item, where), FOR_CLIENT: True}
+            taken.append({"role": "tool", "content": item.output, "data": data})
+        else:
+            call = _call(item, where)
+            if len(call.arguments) > chars_max:
+                raise Refused(f"{where}.arguments: has more than {chars_max} characters", f"{where}.arguments")
+            if not taken or taken[-1]["role"] != "assistant":
+                taken.append({"role": "assistant", "content": ""})
+            calls = taken[-1].setdefault("data", {}).setdefault("tool_calls", [])
+            calls.append({"id": call.id, "name": call.name, "arguments": call.arguments, FOR_CLIENT: True})
     return taken
+
+
+def waiting(messages: Iterable[Message | NewMessage], before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The names of the functions whose calls wait for what comes of them behind these messages, by the calls' ids."""
+    calls = dict(before or {})
+    for message in messages:
+        data = message.get("data") or {}
+        if message["role"] == "tool":
+            calls.pop(data.get("tool_call_id", ""), None)
+        else:
+            calls = {call["id"]: call["name"] for call in data.get("tool_calls", ()) if call.get(FOR_CLIENT)}
+    return calls
+
+
+def answering(messages: Sequence[NewMessage], before: Mapping[str, str], field: str) -> list[NewMessage]:
+    """The messages, each result with the name of its function.
+
+    Args:
+        before: the calls that wait for their results, by their ids.
+
+    Raises:
+        Refused: a result whose call does not wait for it.
+    """
+    named: list[NewMessage] = []
+    calls = dict(before)
+    for message in messages:
+        if message["role"] == "tool":
+            data = message["data"]
+            name = calls.get(data["tool_call_id"])
+            if name is None:
+                problem = f"No tool call found for function call output with call_id {data['tool_call_id']}."
+                raise Refused(problem, field)
+            message = {**message, "data": {**data, "name": name}}
+        calls = waiting([message], calls)
+        named.append(message)
+    return named
+
+
+def _call_id(item: NewItem, where: str) -> str:
+    if item.call_id is None:
+        raise Refused(f"{where}.call_id: is required", f"{where}.call_id", "missing_required_parameter")
+    return item.call_id
+
+
+def _call(item: NewItem, where: str) -> ToolCall:
+    call_id = _call_id(item, where)
+    if item.name is None or item.arguments is None:
+        raise Refused(f"{where}: a call needs a name and arguments", where, "missing_required_parameter")
+    return ToolCall(id=call_id, name=item.name, arguments=item.arguments)
 
 
 def for_model(items: Sequence[NewItem], instructions: str | None, system_prompt: str) -> tuple[ChatMessage, ...]:
@@ -84,19 +146,15 @@ def for_model(items: Sequence[NewItem], instructions: str | None, system_prompt:
     told: list[ChatMessage] = []
     for number, item in enumerate(items):
         where = f"input.{number}"
-        if item.type in _PASSED_OVER:
+        if item.type in _TOLD_ONLY:
             continue
         if item.type == "message":
             told.append(ChatMessage(role=_role(item, where), content=item.content))
             continue
-        if item.call_id is None:
-            raise Refused(f"{where}.call_id: is required", f"{where}.call_id", "missing_required_parameter")
         if item.type == "function_call_output":
-            told.append(ChatMessage(role="tool", content=item.output, tool_call_id=item.call_id))
+            told.append(ChatMessage(role="tool", content=item.output, tool_call_id=_call_id(item, where)))
             continue
-        if item.name is None or item.arguments is None:
-            raise Refused(f"{where}: a call needs a name and arguments", where, "missing_required_parameter")
-        call = ToolCall(id=item.call_id, name=item.name, arguments=item.arguments)
+        call = _call(item, where)
         last = told[-1] if told else None
         if last is not None and last.role == "assistant":
             told[-1] = ChatMessage(role="assistant", content=last.content, tool_calls=(*last.tool_calls, call))

@@ -8,12 +8,42 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+)
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_plain_validator_function
 
 from deployments.ingress.fields import Json, Text, in_utf8
 
+TopP = Annotated[float, Field(ge=0, le=1)]
+#: As any server's 64 bits can hold.
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+STOPS_MAX = 4
+STOP_CHARS_MAX = 256
+
+
+def _stops_of(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": STOP_CHARS_MAX}
+#: What ends an answer before it is said: a string, or a few.
+Stop = Annotated[
+    list[Annotated[Text, Field(min_length=1, max_length=STOP_CHARS_MAX)]] | None,
+    Field(max_length=STOPS_MAX),
+    BeforeValidator(_stops_of),
+    WithJsonSchema(
+        {"anyOf": [_STOP_SCHEMA, {"type": "array", "maxItems": STOPS_MAX, "items": _STOP_SCHEMA}, {"type": "null"}]}
+    ),
+]
 Ignored = Annotated[Json, Field(description="taken and ignored")]
 #: What OpenAI says that metadata is; of it, a few names mean something here.
 Metadata = Annotated[

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from actors.message import FOR_CLIENT
 from actors.turn import TurnEvent, Usage
 
 SERVER_LABEL = "mobula"
@@ -25,17 +26,13 @@ class ResponseEvents:
 
     Args:
         response: the response before anything has happened, with `id` and `output` among its members.
-        gives_calls: calls of tools are for the client to run.
         queries: what was looked for in the documents, where that was wanted.
         shows_results: what was found is to be told in full.
     """
 
-    def __init__(
-        self, response: dict[str, Any], *, gives_calls: bool, queries: list[str] | None, shows_results: bool = False
-    ) -> None:
+    def __init__(self, response: dict[str, Any], *, queries: list[str] | None, shows_results: bool = False) -> None:
         self._response = response
         self._key = response["id"].removeprefix("resp_")
-        self._gives_calls = gives_calls
         self._queries = queries
         self._shows_results = shows_results
         self._output: list[dict[str, Any]] = []
@@ -62,7 +59,7 @@ class ResponseEvents:
                 self._search(data["sources"])
             case "text.delta":
                 self._say(data["text"])
-            case "tool.call" if self._gives_calls:
+            case "tool.call" if data.get(FOR_CLIENT):
                 self._give_call(data)
             case "tool.call":
                 self._begin_call(data)

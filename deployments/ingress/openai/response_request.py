@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
+from deployments.chat_request import ModelOptions
 from deployments.ingress.fields import Body, Text
 from deployments.ingress.openai.errors import Refused
+from deployments.ingress.openai.formats import ResponseFormat
 from deployments.ingress.openai.items import Input
 from deployments.ingress.openai.models import ALIAS
-from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only
+from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, TopP
 from deployments.ingress.openai.tools import TOOLS_MAX, FunctionFields, FunctionName, ToolChoiceWord
 
 INSTRUCTIONS_CHARS_MAX = 100_000
@@ -44,12 +46,8 @@ class ToolChoice(BaseModel):
     name: FunctionName | None = None
 
 
-class TextFormat(BaseModel):
-    type: Literal["text"]
-
-
 class TextOptions(BaseModel):
-    format: TextFormat | None = None
+    format: ResponseFormat | None = None
     verbosity: Ignored = None
 
 
@@ -76,6 +74,7 @@ class NewResponse(Body):
     metadata: Metadata | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: TopP | None = None
     tools: Annotated[list[Tool], Field(max_length=TOOLS_MAX)] | None = None
     tool_choice: ToolChoiceWord | ToolChoice | None = None
     include: Annotated[list[Annotated[Text, Field(max_length=100)]], Field(max_length=20)] | None = Field(
@@ -99,11 +98,15 @@ class NewResponse(Body):
     safety_identifier: Ignored = None
     service_tier: Ignored = None
     stream_options: Ignored = None
-    top_p: Ignored = None
 
     @property
     def is_stored(self) -> bool:
         return self.store is not False
+
+    @property
+    def options(self) -> ModelOptions:
+        form = None if self.text is None else self.text.format
+        return ModelOptions(top_p=self.top_p, response_format=None if form is None else form.asked())
 
     @property
     def functions(self) -> list[FunctionTool]:
@@ -130,16 +133,16 @@ class NewResponse(Body):
         """
         if self.conversation is not None and self.previous_response_id is not None:
             raise Refused("conversation and previous_response_id do not go together", "previous_response_id")
+        choice = self.tool_choice
+        if (
+            isinstance(choice, ToolChoice)
+            and (self.file_search if choice.type == "file_search" else choice.name) is None
+        ):
+            raise Refused("tool_choice: there is no such tool", "tool_choice")
         if not self.is_stored:
             for name in ("conversation", "previous_response_id", "background"):
                 if getattr(self, name):
                     raise Refused(f"{name}: goes with a response that is stored: leave out store=false", name)
-            return
-        if self.functions:
-            problem = "tools: a client's own functions go with store=false, where the client keeps the conversation"
-            raise Refused(problem, "tools", "unsupported_parameter")
-        if self.tool_choice == "required" or (isinstance(self.tool_choice, ToolChoice) and self.file_search is None):
-            raise Refused("tool_choice: there is no such tool", "tool_choice")
 
     def request(self, query: str) -> dict[str, Any]:
         """The part of a turn's request that whoever looks at the response wants to see again."""

@@ -12,6 +12,7 @@ from typing import Any
 from actors.message import Message
 from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, FINAL_EVENT, EventType, TurnEvent, TurnInfo
+from deployments.ingress.openai import formats
 from deployments.ingress.openai.ids import conversation_id, response_id
 from deployments.ingress.openai.response_events import ResponseEvents
 
@@ -27,7 +28,7 @@ def blank(
         request: how it is to be answered, as a turn's request says it.
         conversation: the id of the conversation that it was asked in by name.
     """
-    client = request["client"]
+    client, options = request["client"], request.get("options", {})
     return {
         "id": name,
         "object": "response",
@@ -50,10 +51,10 @@ def blank(
         "service_tier": "default",
         "store": client["store"],
         "temperature": request["temperature"],
-        "text": {"format": {"type": "text"}},
+        "text": {"format": formats.shown(options.get("response_format"))},
         "tool_choice": client["tool_choice"],
         "tools": client["tools"],
-        "top_p": None,
+        "top_p": options.get("top_p"),
         "truncation": "auto",
         "usage": None,
         "user": client["user"],
@@ -73,8 +74,8 @@ def begun(session_id: str, model: str, answered: AnsweredTurn) -> ResponseEvents
     )
     return ResponseEvents(
         response,
-        gives_calls=False,
-        queries=[client["query"]] if request["retrieve"] else None,
+        # Where a function's output is answered, what was looked for is not in the request.
+        queries=[query for query in [client["query"]] if query] if request["retrieve"] else None,
         shows_results=client["shows_results"],
     )
 

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
@@ -22,7 +22,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import DurableError, ObjectConflict, ObjectNotFound
 from actors.session_views import AnsweredTurn
-from actors.turn import FINAL, TurnEvent
+from actors.turn import FINAL, ClientCall, TurnEvent
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.events import PING_EVERY_S
@@ -36,7 +36,7 @@ from deployments.ingress.openai.models import required
 from deployments.ingress.openai.response_events import ResponseEvents
 from deployments.ingress.openai.response_request import NewResponse
 from deployments.ingress.openai.response_shape import begun, blank, ended, events_of
-from deployments.ingress.openai.tools import checked
+from deployments.ingress.openai.tools import TOOLS_MAX, checked
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.question import Asked, Question, new_turn_id
@@ -202,19 +202,29 @@ async def _sse(events: AsyncIterator[TurnEvent], told: ResponseEvents, seen: int
 async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None) -> Asked:
     """Begins the response's turn, or finds the one that the same request has begun."""
     services = services_of(request)
-    messages = items.for_session(body.input, "input", services.config.limits.message_chars_max)
-    if messages[-1]["role"] != "user":
-        raise Refused("input: the last message must be of the user", "input")
+    given = items.for_session(body.input, "input", services.config.limits.message_chars_max)
+    if not given or given[-1]["role"] not in ("user", "tool"):
+        raise Refused("input: the last item must be a message of the user, or the output of a function", "input")
+    specs, choice = checked([tool.spec() for tool in body.functions], body.function_choice)
 
     search = body.file_search
-    question = messages[-1]["content"]
 
     async def work(plan: str) -> Outcome:
         new_session_id, turn_id = json.loads(plan)
-        session_id, follows = await _place(services, tenant, body)
+        place = await _place(services, tenant, body, turn_id)
+        session_id, follows = place.session_id, place.follows
+        messages = items.answering(given, place.waiting, "input")
+        last = messages[-1]
+        result_of: ClientCall | None = None
+        if last["role"] == "tool":
+            missing = next(iter(items.waiting(messages, place.waiting)), None)
+            if missing is not None:
+                raise Refused(f"No tool output found for function call {missing}.", "input")
+            result_of = {"id": last["data"]["tool_call_id"], "name": last["data"]["name"]}
+        query = next((one["content"] for one in reversed(messages) if one["role"] == "user"), "")
         asked = Question(
             tenant=tenant,
-            message=question,
+            message=last["content"],
             leading=tuple(messages[:-1]),
             session_id=session_id,
             follows=follows,
@@ -226,7 +236,11 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             max_tokens=body.max_output_tokens,
             temperature=body.temperature,
             instructions=body.instructions,
-            client=body.request(question),
+            options=body.options,
+            functions=specs,
+            tool_choice=choice,
+            result_of=result_of,
+            client=body.request(query),
         )
         try:
             begun: Asked = await services.chat.begin.remote(asked)
@@ -246,23 +260,42 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
     return Asked(**outcome.content, joined=outcome.replayed)
 
 
-async def _place(services: Services, tenant: str, body: NewResponse) -> tuple[str | None, str | None]:
-    """The session in which the response is to be, and the turn that it is to follow; None where that is all the same.
+class _Place(NamedTuple):
+    """Where a response is to be.
 
+    `session_id` None: in a session of its own. `follows` is the turn that it is to follow, None where that is all the
+    same; `waiting` are the calls of the client's functions there, by their ids, each with its name.
+    """
+
+    session_id: str | None
+    follows: str | None
+    waiting: dict[str, str]
+
+
+async def _place(services: Services, tenant: str, body: NewResponse, turn_id: str) -> _Place:
+    """
     Raises:
         Refused: there is no such response to go on from.
     """
     if body.conversation is not None:
-        return session_of(body.conversation), None
+        session_id = session_of(body.conversation)
+        return _Place(session_id, None, await _waiting(services, tenant, session_id, turn_id))
     if body.previous_response_id is None:
-        return None, None
+        return _Place(None, None, {})
     try:
         session_id, previous_id = turn_of(body.previous_response_id)
-        await _answered(services, tenant, session_id, previous_id)
+        previous = await _answered(services, tenant, session_id, previous_id)
     except ObjectNotFound:
         problem = f"Previous response with id {body.previous_response_id!r} not found."
         raise Refused(problem, "previous_response_id", "previous_response_not_found") from None
-    return session_id, previous_id
+    return _Place(session_id, previous_id, items.waiting(previous["messages"]))
+
+
+async def _waiting(services: Services, tenant: str, session_id: str, turn_id: str) -> dict[str, str]:
+    """The calls that end a session, but for what the response itself has added to it in an earlier attempt."""
+    found = await services.sessions.listed(tenant, session_id, limit=2 * TOOLS_MAX, after=None, newest_first=True)
+    messages = [one for one in reversed(found["messages"]) if (one["data"] or {}).get("turn_id") != turn_id]
+    return items.waiting(messages)
 
 
 async def _newest(services: Services, tenant: str, session_id: str) -> str:
@@ -275,12 +308,14 @@ async def _fork(services: Services, tenant: str, session_id: str, turn_id: str, 
     Raises:
         Refused: the turn has not ended.
     """
-    turn = await services.turns.get(tenant, session_id, turn_id)
+    answered = await _answered(services, tenant, session_id, turn_id)
+    turn = answered["turn"]
     if turn["status"] not in FINAL:
         raise Refused("previous_response_id: it has not ended, and another follows it", "previous_response_id")
-    last = turn["answer_id"] or turn["message_id"]
-    before = 1 if last is None else last + 1
-    await services.sessions.fork(tenant, session_id, before=before, new_session_id=new_session_id)
+    # Results of tools may follow an answer that broke off.
+    numbers = [message["id"] for message in answered["messages"]]
+    last = max([*numbers, turn["answer_id"] or 0, turn["message_id"] or 0])
+    await services.sessions.fork(tenant, session_id, before=last + 1, new_session_id=new_session_id)
 
 
 async def _answer_directly(services: Services, tenant: str, model: str, body: NewResponse) -> Response:
@@ -293,12 +328,12 @@ async def _answer_directly(services: Services, tenant: str, model: str, body: Ne
     request: dict[str, Any] = {
         "client": body.request(query),
         "instructions": body.instructions,
+        "options": body.options.given(),
         "max_tokens": body.max_output_tokens,
         "temperature": body.temperature,
     }
     told = ResponseEvents(
         blank(name, model, created_at=time.time(), request=request),
-        gives_calls=True,
         queries=None if search is None else [query],
         shows_results=request["client"]["shows_results"],
     )
@@ -311,6 +346,7 @@ async def _answer_directly(services: Services, tenant: str, model: str, body: Ne
             tool_choice=choice,
             max_tokens=body.max_output_tokens,
             temperature=body.temperature,
+            options=body.options,
             retrieve=search is not None,
             top_k=None if search is None else search.max_num_results,
         ),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from fastapi import FastAPI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageParam
 
 from actors import TokenUsage
@@ -16,29 +13,12 @@ from actors.token_usage import USAGE_NAME
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
-from tests.unit.openai_lab import PIECES, TEXT, TOOL, Lab, build, lab_at
+from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
 from tests.unit.talk import passage, until
 
 ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why?"}]
 CALL = ToolCall(id="call_1", name="look_up", arguments='{"word": "fish"}')
 TOOLS: Any = [{"type": "function", "function": TOOL}]
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return build(tmp_path_factory.mktemp("built"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lab_at(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def client(app: FastAPI, lab: Lab) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with lab.client(app) as client:
-        yield client
 
 
 async def whole(client: openai.AsyncOpenAI, messages: Any = ASKED, **more: Any) -> ChatCompletion:
@@ -254,9 +234,15 @@ async def test_a_client_that_goes_away_stops_the_model(client: openai.AsyncOpenA
     ("more", "param"),
     [
         ({"n": 2}, "n"),
-        ({"stop": "."}, "stop"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": [""]}, "stop.0"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"seed": 2**63}, "seed"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"logprobs": True}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"store": True}, "store"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -286,16 +272,41 @@ async def test_what_only_tunes_an_answer_or_says_what_is_the_case_is_taken(clien
         n=1,
         logprobs=False,
         store=False,
-        top_p=0.9,
-        seed=1,
-        presence_penalty=0.5,
-        frequency_penalty=0,
         user="u1",
         parallel_tool_calls=True,
         reasoning_effort="low",
         response_format={"type": "text"},
         service_tier="auto",
     )
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+async def test_how_an_answer_is_to_be_made_is_told_to_the_model(
+    client: openai.AsyncOpenAI, lab: Lab, in_session: bool
+) -> None:
+    schema = {"name": "fish", "schema": {"type": "object", "required": ["eyes"]}, "strict": True}
+    asked: dict[str, Any] = {
+        "top_p": 0.9,
+        "seed": 7,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -2,
+        "stop": ["a", "b"],
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
+    metadata = {"session_id": await lab.talk.new_session()} if in_session else None
+    await whole(client, metadata=metadata, **asked)
+    assert lab.model.requests[0].options.given() == asked
+    await whole(client, metadata=metadata, stop=".", response_format={"type": "json_object"})
+    assert lab.model.requests[1].options.given() == {"stop": ["."], "response_format": {"type": "json_object"}}
+    await whole(client, metadata=metadata, stop=[], response_format={"type": "text"})
+    assert lab.model.requests[2].options.given() == {}
+
+
+async def test_a_turn_that_is_tried_again_is_asked_for_in_the_same_way(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.model.failures = [ModelUnavailable("it is busy", 0.001)]
+    session_id = await lab.talk.new_session()
+    await whole(client, metadata={"session_id": session_id}, seed=7, stop=".")
+    assert [request.options.given() for request in lab.model.requests] == [{"seed": 7, "stop": ["."]}] * 2
 
 
 async def test_a_model_that_the_tenant_does_not_have_is_not_found(client: openai.AsyncOpenAI) -> None:

@@ -24,6 +24,7 @@ SOURCE = {"document_id": "d1", "chunk_id": "d1:0", "title": "Fish", "text": "Fis
 CREATED: tuple[str, Any] = ("turn.created", {})
 TEXT: tuple[str, Any] = ("text.delta", {"text": "Why not?"})
 CALL: tuple[str, Any] = ("tool.call", {"id": "c1", "name": "look_up", "arguments": '{"word": "fish"}'})
+FOR_CLIENT: tuple[str, Any] = ("tool.call", {**CALL[1], "id": "c2", "for_client": True})
 RESULT: tuple[str, Any] = ("tool.result", {"id": "c1", "name": "look_up", "result": {"found": "é"}})
 FAILED_RESULT: tuple[str, Any] = ("tool.result", {"id": "c1", "name": "look_up", "error": "no such word"})
 COMPLETED: tuple[str, Any] = ("turn.completed", {"finish_reason": "stop", "usage": USAGE})
@@ -54,9 +55,7 @@ def turn(*events: tuple[str, Any]) -> list[TurnEvent]:
 
 
 def response_events(**more: Any) -> ResponseEvents:
-    return ResponseEvents(
-        blank(NAME, "m", created_at=1.0, request=REQUEST), **{"gives_calls": False, "queries": None, **more}
-    )
+    return ResponseEvents(blank(NAME, "m", created_at=1.0, request=REQUEST), **{"queries": None, **more})
 
 
 def told(events: Iterable[TurnEvent], **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -133,9 +132,9 @@ def test_a_tool_that_failed_or_never_answered_is_shown_as_failed() -> None:
 
 
 def test_a_clients_tools_are_given_to_it() -> None:
-    events, response = told(turn(CREATED, CALL, COMPLETED), gives_calls=True)
+    events, response = told(turn(CREATED, FOR_CLIENT, COMPLETED))
     (call,) = response["output"]
-    assert (call["type"], call["call_id"], call["arguments"]) == ("function_call", "c1", CALL[1]["arguments"])
+    assert (call["type"], call["call_id"], call["arguments"]) == ("function_call", "c2", CALL[1]["arguments"])
     assert types_of(events)[2:6] == [
         "output_item.added",
         "function_call_arguments.delta",
@@ -192,17 +191,19 @@ def test_a_turn_that_ends_before_it_began_is_told_from_its_creation() -> None:
     assert types_of(events) == ["created", "incomplete"]
 
 
-_STEPS = st.sampled_from([TEXT, CALL, RESULT, FAILED_RESULT, ("sources", {"sources": [SOURCE]}), ("turn.retrying", {})])
+_STEPS = st.sampled_from(
+    [TEXT, CALL, FOR_CLIENT, RESULT, FAILED_RESULT, ("sources", {"sources": [SOURCE]}), ("turn.retrying", {})]
+)
 _ENDS = st.sampled_from([COMPLETED, ("turn.cancelled", {"usage": USAGE}), ("error", {**LOST, "usage": None})])
 
 
 @settings(deadline=None)
-@given(st.lists(_STEPS, max_size=8), _ENDS, st.booleans(), st.booleans())
+@given(st.lists(_STEPS, max_size=8), _ENDS, st.booleans())
 def test_any_turn_is_told_in_the_same_numbers_each_time_and_opens_nothing_that_it_does_not_close(
-    steps: list[tuple[str, Any]], end: tuple[str, Any], gives_calls: bool, searches: bool
+    steps: list[tuple[str, Any]], end: tuple[str, Any], searches: bool
 ) -> None:
     events = turn(CREATED, *steps, end)
-    more = {"gives_calls": gives_calls, "queries": ["Why?"] if searches else None}
+    more = {"queries": ["Why?"] if searches else None}
     first, response = told(events, **more)
     again, _ = told(events, **more)
     assert first == again

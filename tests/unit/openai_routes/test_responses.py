@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,33 +15,16 @@ from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelRefused
 from deployments.ingress.openai.ids import turn_of
 from deployments.question import Asked
-from tests.unit.openai_lab import PIECES, TEXT, TOOL, Lab, build, lab_at
+from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
 from tests.unit.talk import passage
 
 FUNCTION: Any = {"type": "function", "strict": False, **TOOL}
 SEARCH: Any = {"type": "file_search", "vector_store_ids": ["default"], "max_num_results": 2}
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return build(tmp_path_factory.mktemp("built"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lab_at(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def client(app: FastAPI, lab: Lab) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with lab.client(app) as client:
-        yield client
-
-
 async def create(client: openai.AsyncOpenAI, **more: Any) -> Response:
     response: Response = await client.responses.create(**{"model": "default", "input": "Why?", **more})
-    return Response.model_validate(response.model_dump())
+    return Response.model_validate(response.to_dict())
 
 
 async def heard(client: openai.AsyncOpenAI, response_id: str, **more: Any) -> list[ResponseStreamEvent]:
@@ -336,10 +317,33 @@ async def test_a_function_call_is_streamed_as_such(client: openai.AsyncOpenAI, l
     assert types[-1] == "response.completed"
 
 
+@pytest.mark.parametrize("store", [True, False])
+async def test_how_an_answer_is_to_be_made_is_told_to_the_model_and_to_who_looks(
+    client: openai.AsyncOpenAI, lab: Lab, store: bool
+) -> None:
+    form = {"type": "json_schema", "name": "fish", "schema": {"type": "object"}, "strict": True}
+    response = await create(client, store=store, top_p=0.5, text={"format": form})
+    assert lab.model.requests[0].options.given() == {
+        "top_p": 0.5,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "fish", "schema": {"type": "object"}, "strict": True},
+        },
+    }
+    assert response.top_p == 0.5
+    assert response.text is not None
+    assert response.text.to_dict() == {"format": form}
+    if store:
+        assert (await client.responses.retrieve(response.id)).text == response.text
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"tools": [FUNCTION]}, "tools"),
+        ({"tools": [FUNCTION, FUNCTION]}, "tools"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "file_search"}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}]}, "tools.0"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{**SEARCH, "vector_store_ids": ["vs_1"]}]}, "tools.0.file_search.vector_store_ids.0"),
@@ -352,7 +356,9 @@ async def test_a_function_call_is_streamed_as_such(client: openai.AsyncOpenAI, l
         ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
         ({"input": "x" * 101}, "input.0.content"),
         ({"truncation": "disabled"}, "truncation"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.json_schema.schema"),
+        ({"top_p": -1}, "top_p"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"extra_body": {"misspelt": 1}}, "misspelt"),

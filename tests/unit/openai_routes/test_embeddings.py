@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,24 +14,7 @@ from actors import TokenUsage
 from actors.token_usage import USAGE_NAME
 from deployments.encoder import MODEL_NAME, TEXTS_MAX
 from tests.unit.handles import DIMENSIONS
-from tests.unit.openai_lab import Lab, build, lab_at
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return build(tmp_path_factory.mktemp("built"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lab_at(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def client(app: FastAPI, lab: Lab) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with lab.client(app) as client:
-        yield client
+from tests.unit.openai_routes.lab import Lab
 
 
 async def test_both_forms_hold_the_same_vectors_in_the_order_of_the_texts(client: openai.AsyncOpenAI, lab: Lab) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,30 +10,13 @@ from fastapi import FastAPI
 from openai.types.conversations import ConversationItemList
 
 from actors import ChatSession
-from tests.unit.openai_lab import TEXT, Lab, build, lab_at
+from tests.unit.openai_routes.lab import TEXT, Lab
 
 ITEMS: Any = [
     {"role": "developer", "content": "Be brief."},
     {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
     {"role": "assistant", "content": "Ho"},
 ]
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return build(tmp_path_factory.mktemp("built"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    with lab_at(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def client(app: FastAPI, lab: Lab) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with lab.client(app) as client:
-        yield client
 
 
 def session_of(conversation_id: str) -> str:
@@ -172,7 +153,9 @@ async def test_calls_of_tools_are_items_with_their_results_and_go_with_them(
         ([{"role": "user", "content": ""}], "items.0.content"),
         ([{"role": "user", "content": "x" * 101}], "items.0.content"),
         ([{"role": "user", "content": [{"type": "input_image"}]}], "items.0.content"),
-        ([{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}], "items.0.type"),
+        ([{"type": "function_call", "call_id": "c", "name": "f"}], "items.0"),
+        ([{"type": "function_call_output", "call_id": "c", "output": "x"}], "items"),
+        ([{"type": "mcp_call"}], "items.0.type"),
         ([{"type": "computer_call"}], "items.0.type"),
     ],
 )
