@@ -14,19 +14,12 @@ from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
 from actors.session_copy import FINISHED_WITHIN_S
 from actors.turn import NewEvent
-from configs.tenant import SessionsConfig
-from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
 from tests.turns import asked
-from tests.unit.handles import FailingObjects, tenant
+from tests.unit.handles import FailingObjects, sessions_of
 from tests.unit.objects_fixtures import ring
 
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
 
 
 @pytest.fixture
@@ -38,12 +31,7 @@ def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
 
 @pytest.fixture
 def sessions(objects: FailingObjects, clock: ManualClock) -> Sessions:
-    tenants = {
-        "acme": tenant("acme"),
-        "demo": tenant("demo"),
-        "brief": tenant("brief", sessions=SessionsConfig(ttl_s=60, messages_max=4)),
-    }
-    return Sessions(objects, tenants, ActivityLog(objects), clock.now)
+    return sessions_of(objects, clock)
 
 
 async def _said(sessions: Sessions, name: str = "acme", count: int = 5, **fields: Any) -> str:
