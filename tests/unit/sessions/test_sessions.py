@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from actors import ChatSession, Directory, ObjectNotFound, ObjectOverloaded
+from actors import ObjectNotFound, ObjectOverloaded
 from actors.directory import ENTRIES_KEPT_EXPIRED_S
 from actors.runtime.clock import ManualClock
 from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
-from tests.unit.handles import FailingObjects, sessions_of, tenant
+from tests.unit.handles import FailingObjects, tenant
 from tests.unit.objects_fixtures import ring
 
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
 UNKNOWN = "s" + "0" * 32
-
-
-@pytest.fixture
-def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
-    yield objects
-    objects.close()
-
-
-@pytest.fixture
-def sessions(objects: FailingObjects, clock: ManualClock) -> Sessions:
-    return sessions_of(objects, clock)
 
 
 async def _listed(sessions: Sessions, name: str = "acme") -> list[str]:
