@@ -101,8 +101,7 @@ class SessionTurns(DurableObject):
         False: the runner is to stop.
         """
         self._row.require()
-        if self._row.has_ttl():
-            self._row.touch()  # a session does not expire under its runner
+        self._row.keep_alive()
         return self._turns.record(turn_id, attempt, after, events, used)
 
     @idempotent

@@ -128,12 +128,13 @@ class TurnClaims:
         """The turn is the claim's to run, and not to be stopped."""
         return self._turns.get(turn_id, "status, attempt, cancel_requested") == ("in_progress", attempt, 0)
 
-    def renew(self, turn_id: str, attempt: int) -> None:
-        """Keeps a claim from lapsing, unless the turn is to stop: a runner that does not is not waited for."""
-        self._sql(
+    def renew(self, turn_id: str, attempt: int) -> bool:
+        """Keeps a claim from lapsing. False: the turn is to stop; a runner that does not is not waited for."""
+        renewed = self._sql(
             "UPDATE turn SET due_at = ?"
-            " WHERE id = ? AND status = 'in_progress' AND attempt = ? AND cancel_requested = 0",
+            " WHERE id = ? AND status = 'in_progress' AND attempt = ? AND cancel_requested = 0 RETURNING 1",
             self._clock.now() + LEASE_S,
             turn_id,
             attempt,
         )
+        return bool(renewed)

@@ -118,8 +118,7 @@ class TurnLedger:
         self.events.append(turn_id, after, events)
         if used is not None and used["total_tokens"]:
             self._sql("UPDATE turn SET used = ? WHERE id = ?", json.dumps(used), turn_id)
-        self.claims.renew(turn_id, attempt)
-        return self.claims.goes_on(turn_id, attempt) and not self.events.is_full(turn_id)
+        return self.claims.renew(turn_id, attempt) and not self.events.is_full(turn_id)
 
     # -- ending
 
