@@ -301,7 +301,7 @@ class ObjectHost:
             return turn
         if self._keeps_time:
             self._sweep_later()  # nobody may ever call it
-        activation.put(turn)
+        activation.mailbox.put(turn)
         self._run([activation])
         return turn
 
@@ -512,12 +512,12 @@ class ObjectHost:
             object_key = str(activation.id)
             if len(activation.mailbox) >= self._settings.mailbox_calls_max:
                 raise ObjectOverloaded(object_key, f"{len(activation.mailbox)} calls are waiting", 1.0)
-            if activation.mailbox_bytes + len(arguments) > self._settings.mailbox_bytes_max:
-                raise ObjectOverloaded(object_key, f"{activation.mailbox_bytes} bytes are waiting", 1.0)
+            if activation.mailbox.size_bytes + len(arguments) > self._settings.mailbox_bytes_max:
+                raise ObjectOverloaded(object_key, f"{activation.mailbox.size_bytes} bytes are waiting", 1.0)
         except DurableError as error:
             turn.settle(raised(object_key, error))
             return turn, None
-        activation.put(turn)
+        activation.mailbox.put(turn)
         return turn, activation
 
     def _activation(self, parts: tuple[str, str, str], ready: dict[ObjectId, Activation]) -> Activation:
