@@ -20,7 +20,7 @@ from actors.runtime.call import Reply, failed, raised, unpack_arguments
 from actors.runtime.errors import DurableError, ObjectFailed, ObjectReset
 from actors.runtime.gates import Gate
 from actors.runtime.mailbox import Mailbox
-from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
+from actors.runtime.object import DurableObject, MethodSpec, Repeat
 from actors.runtime.object_id import ObjectId
 from actors.runtime.plain_turn import run_in_group
 from actors.runtime.services import HostServices
@@ -194,7 +194,7 @@ class Activation:
     def _activate(self, turn: Turn) -> bool:
         """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
         try:
-            self.instance = self._code.activate(lambda: self._services.open_object(self))
+            self.instance = self._code.activate(lambda: self._services.open_object(self, self._services))
         except Exception as error:  # constructors and migrations are the author's code
             self.mailbox.take(turn)
             meaning = error if isinstance(error, DurableError) else None
@@ -204,26 +204,6 @@ class Activation:
                 defer_alarm(self.id, self._services, meaning)
             return False
         return self.input.is_open  # or it starts with something of its own
-
-    def construct(self, spec: ClassSpec, context: ObjectContext) -> DurableObject:
-        """Makes the instance. What it writes while it starts is one transaction."""
-        storage = context.storage
-        storage.begin()
-        before = storage.rows_changed
-        instance = spec.durable_class(context)
-        if not spec.starts_async:
-            instance.start()
-        if storage.delete_requested:
-            raise RuntimeError("an object can't delete itself while it starts; an alarm or a method may")
-        if storage.rows_changed == before:
-            storage.end_unchanged()
-        else:
-            self._commit(storage)
-        if spec.starts_async:
-            self.run_alone(storage, instance.start)
-        elif self._services.quarantine.is_suspect(self.id):
-            self._services.quarantine.activated(self.id)
-        return instance
 
     def refuse_late(self) -> None:
         """Tells the calls that have waited for too long, also while the turn that they wait for does not end."""
