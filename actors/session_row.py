@@ -84,8 +84,9 @@ class SessionRow:
     def touch(self) -> None:
         self._sql("UPDATE session SET last_active_at = ?", self._clock.now())
 
-    def has_ttl(self) -> bool:
-        return bool(self._sql("SELECT 1 FROM session WHERE ttl_s IS NOT NULL"))
+    def keep_alive(self) -> None:
+        """It does not expire under who runs its turn. Where it never does, that is not worth a write."""
+        self._sql("UPDATE session SET last_active_at = ? WHERE ttl_s IS NOT NULL", self._clock.now())
 
     def remove(self) -> None:
         self._sql("DELETE FROM session")

@@ -12,10 +12,13 @@ from actors import session_schema
 from actors.message_log import MessageLog
 from actors.news import News
 from actors.runtime import DurableObject, ObjectNotFound, idempotent, interleaved, read
+from actors.session_parts import SessionParts
 from actors.session_row import SessionRow
 from actors.session_views import AnsweredTurn, Ended, TurnPage
 from actors.turn import LEASE_S, Begun, Claiming, EventPage, FinalStatus, NewEvent, NewTurn, TurnError, TurnInfo, Usage
+from actors.turn_events import TurnEvents
 from actors.turn_ledger import TurnLedger
+from actors.turn_rows import TurnRows
 from actors.usage_outbox import UsageOutbox
 
 #: How long a caller may have the session wait for something to happen.
@@ -36,17 +39,20 @@ class SessionTurns(DurableObject):
         self._messages = MessageLog(self.storage)
         self._row = SessionRow(self.id, self.storage, self.clock, self._messages)
         self._outbox = UsageOutbox(self.storage, self.clock)
-        self._turns = TurnLedger(
-            self.id,
-            self.storage,
-            self.clock,
+        turns = TurnRows(self.id, self.storage)
+        parts = SessionParts(
+            object_id=self.id,
+            storage=self.storage,
+            clock=self.clock,
             row=self._row,
             messages=self._messages,
+            turns=turns,
+            events=TurnEvents(self.storage, turns, told=self._news.tell),
             outbox=self._outbox,
-            told=self._news.tell,
             moved=self._moves.tell,
             plan=self._plan,
         )
+        self._turns = TurnLedger(parts)
 
     @idempotent
     def begin(self, new: NewTurn, runner: str) -> Begun:
@@ -95,8 +101,7 @@ class SessionTurns(DurableObject):
         False: the runner is to stop.
         """
         self._row.require()
-        if self._row.has_ttl():
-            self._row.touch()  # a session does not expire under its runner
+        self._row.keep_alive()
         return self._turns.record(turn_id, attempt, after, events, used)
 
     @idempotent

@@ -61,7 +61,7 @@ LEASE_S = 10.0
 
 
 class Usage(TypedDict):
-    """Tokens. `estimated` where the model's server counted none."""
+    """Tokens. `estimated` where the model's server has not counted all of them, or who counted was lost."""
 
     input_tokens: int
     output_tokens: int

@@ -7,17 +7,12 @@ renewed. Each claim is an attempt, and its number fences: what comes of an earli
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from actors.message import FOR_CLIENT
-from actors.message_log import MessageLog
-from actors.runtime import Clock, Storage
-from actors.session_row import SessionRow
+from actors.session_parts import SessionParts
 from actors.turn import LEASE_S, Claim, Told, turn_error
 from actors.turn_ending import TurnEnding
-from actors.turn_events import TurnEvents
-from actors.turn_rows import TurnRows
 
 #: Messages that a runner gets with its claim, and more only if the user has said nothing for longer: more than fit into
 #: most models.
@@ -29,32 +24,17 @@ _QUESTION_GONE = turn_error(
 
 
 class TurnClaims:
-    """Who runs the turns of one session.
+    """Who runs the turns of one session."""
 
-    Args:
-        plan: called when something is to be done for a turn at a time that may come before all others.
-    """
-
-    def __init__(
-        self,
-        storage: Storage,
-        clock: Clock,
-        *,
-        row: SessionRow,
-        messages: MessageLog,
-        turns: TurnRows,
-        events: TurnEvents,
-        ending: TurnEnding,
-        plan: Callable[[], None],
-    ) -> None:
-        self._sql = storage.sql
-        self._clock = clock
-        self._row = row
-        self._messages = messages
-        self._turns = turns
-        self._events = events
+    def __init__(self, parts: SessionParts, *, ending: TurnEnding) -> None:
+        self._sql = parts.storage.sql
+        self._clock = parts.clock
+        self._row = parts.row
+        self._messages = parts.messages
+        self._turns = parts.turns
+        self._events = parts.events
+        self._plan = parts.plan
         self._ending = ending
-        self._plan = plan
 
     def claim(self, turn_id: str, runner: str) -> Claim | None:
         """Hands the turn to a runner if it is its turn; one that holds it gets it again.
@@ -162,12 +142,13 @@ class TurnClaims:
         """The turn is the claim's to run, and not to be stopped."""
         return self._turns.get(turn_id, "status, attempt, cancel_requested") == ("in_progress", attempt, 0)
 
-    def renew(self, turn_id: str, attempt: int) -> None:
-        """Keeps a claim from lapsing, unless the turn is to stop: a runner that does not is not waited for."""
-        self._sql(
+    def renew(self, turn_id: str, attempt: int) -> bool:
+        """Keeps a claim from lapsing. False: the turn is to stop; a runner that does not is not waited for."""
+        renewed = self._sql(
             "UPDATE turn SET due_at = ?"
-            " WHERE id = ? AND status = 'in_progress' AND attempt = ? AND cancel_requested = 0",
+            " WHERE id = ? AND status = 'in_progress' AND attempt = ? AND cancel_requested = 0 RETURNING 1",
             self._clock.now() + LEASE_S,
             turn_id,
             attempt,
         )
+        return bool(renewed)

@@ -7,54 +7,30 @@ or comes back, what was used is counted, the readers are told, and the next turn
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from actors.message import Draft, drafts_of, ends_as_answer
-from actors.message_log import MessageLog
-from actors.runtime import Clock, ObjectId, Storage
-from actors.session_row import SessionRow
+from actors.session_parts import SessionParts
 from actors.turn import FINAL_EVENT, LEASE_S, FinalStatus, TurnError, Usage, turn_error, usage_together
-from actors.turn_events import TurnEvents
-from actors.turn_rows import TurnRows
-from actors.usage_outbox import UsageOutbox, Used
+from actors.usage_outbox import Used
 
 RUNNER_LOST = turn_error("RunnerLost", "the process that was answering was lost")
 
 
 class TurnEnding:
-    """Ends the turns of one session.
+    """Ends the turns of one session."""
 
-    Args:
-        outbox: where what a turn has used goes.
-        moved: called when it may be another turn's time.
-        plan: called when something is to be done for a turn at a time that may come before all others.
-    """
-
-    def __init__(
-        self,
-        object_id: ObjectId,
-        storage: Storage,
-        clock: Clock,
-        *,
-        row: SessionRow,
-        messages: MessageLog,
-        turns: TurnRows,
-        events: TurnEvents,
-        outbox: UsageOutbox,
-        moved: Callable[[], None],
-        plan: Callable[[], None],
-    ) -> None:
-        self._id = object_id
-        self._sql = storage.sql
-        self._clock = clock
-        self._row = row
-        self._messages = messages
-        self._turns = turns
-        self._events = events
-        self._outbox = outbox
-        self._moved = moved
-        self._plan = plan
+    def __init__(self, parts: SessionParts) -> None:
+        self._id = parts.object_id
+        self._sql = parts.storage.sql
+        self._clock = parts.clock
+        self._row = parts.row
+        self._messages = parts.messages
+        self._turns = parts.turns
+        self._events = parts.events
+        self._outbox = parts.outbox
+        self._moved = parts.moved
+        self._plan = parts.plan
 
     def end(
         self,

@@ -11,83 +11,32 @@ becomes of a turn that nobody runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from actors.message_log import MessageLog
-from actors.runtime import Clock, InvalidArgument, ObjectConflict, ObjectId, RequestReused, Storage, fingerprint
-from actors.session_row import SessionRow
+from actors.runtime import InvalidArgument, ObjectConflict, RequestReused, fingerprint
+from actors.session_parts import SessionParts
 from actors.turn import LEASE_S, FinalStatus, NewEvent, NewTurn, TurnError, TurnInfo, TurnStatus, Usage
 from actors.turn_claims import TurnClaims
 from actors.turn_ending import TurnEnding
-from actors.turn_events import TurnEvents
 from actors.turn_recovery import TurnRecovery
-from actors.turn_rows import TurnRows
-from actors.usage_outbox import UsageOutbox
 
 
 class TurnLedger:
-    """The turns of one session, and what keeps the parts of them.
+    """The turns of one session."""
 
-    Args:
-        outbox: where what a turn has used goes.
-        told: called when a turn has a new event.
-        moved: called when it may be another's turn, or one is to stop.
-        plan: called when something is to be done for a turn at a time that may come before all others.
-    """
-
-    def __init__(
-        self,
-        object_id: ObjectId,
-        storage: Storage,
-        clock: Clock,
-        *,
-        row: SessionRow,
-        messages: MessageLog,
-        outbox: UsageOutbox,
-        told: Callable[[], None],
-        moved: Callable[[], None],
-        plan: Callable[[], None],
-    ) -> None:
-        self._id = object_id
-        self._sql = storage.sql
-        self._clock = clock
-        self._row = row
-        self._messages = messages
-        self._moved = moved
-        self._plan = plan
-        self.rows = TurnRows(object_id, storage)
-        self.events = TurnEvents(storage, self.rows, told=told)
-        self._ending = TurnEnding(
-            object_id,
-            storage,
-            clock,
-            row=row,
-            messages=messages,
-            turns=self.rows,
-            events=self.events,
-            outbox=outbox,
-            moved=moved,
-            plan=plan,
-        )
-        self.claims = TurnClaims(
-            storage,
-            clock,
-            row=row,
-            messages=messages,
-            turns=self.rows,
-            events=self.events,
-            ending=self._ending,
-            plan=plan,
-        )
-        self.recovery = TurnRecovery(
-            storage,
-            clock,
-            turns=self.rows,
-            events=self.events,
-            claims=self.claims,
-            ending=self._ending,
-            moved=moved,
-        )
+    def __init__(self, parts: SessionParts) -> None:
+        self._id = parts.object_id
+        self._sql = parts.storage.sql
+        self._clock = parts.clock
+        self._row = parts.row
+        self._messages = parts.messages
+        self._moved = parts.moved
+        self._plan = parts.plan
+        self._ending = TurnEnding(parts)
+        self.rows = parts.turns
+        self.events = parts.events
+        self.claims = TurnClaims(parts, ending=self._ending)
+        self.recovery = TurnRecovery(parts, claims=self.claims, ending=self._ending)
 
     # -- beginning
 
@@ -169,8 +118,7 @@ class TurnLedger:
         self.events.append(turn_id, after, events)
         if used is not None and used["total_tokens"]:
             self._sql("UPDATE turn SET used = ? WHERE id = ?", json.dumps(used), turn_id)
-        self.claims.renew(turn_id, attempt)
-        return self.claims.goes_on(turn_id, attempt) and not self.events.is_full(turn_id)
+        return self.claims.renew(turn_id, attempt) and not self.events.is_full(turn_id)
 
     # -- ending
 

@@ -8,14 +8,11 @@ work, and fails in the end.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-from actors.runtime import Clock, Storage
+from actors.session_parts import SessionParts
 from actors.turn import LEASE_S, TurnError, TurnStatus, turn_error, usage_together
 from actors.turn_claims import TurnClaims
 from actors.turn_ending import RUNNER_LOST, TurnEnding
-from actors.turn_events import TurnEvents
-from actors.turn_rows import TurnRows
 
 #: How often a turn whose time has come is offered, once in a lease, before it fails: long enough for all runners to be
 #: replaced by others.
@@ -25,30 +22,16 @@ _NOT_RUN = turn_error("NotRun", "nothing that could answer was there for too lon
 
 
 class TurnRecovery:
-    """Looks after the turns of one session.
+    """Looks after the turns of one session."""
 
-    Args:
-        moved: called when a turn waits for another runner.
-    """
-
-    def __init__(
-        self,
-        storage: Storage,
-        clock: Clock,
-        *,
-        turns: TurnRows,
-        events: TurnEvents,
-        claims: TurnClaims,
-        ending: TurnEnding,
-        moved: Callable[[], None],
-    ) -> None:
-        self._sql = storage.sql
-        self._clock = clock
-        self._turns = turns
-        self._events = events
+    def __init__(self, parts: SessionParts, *, claims: TurnClaims, ending: TurnEnding) -> None:
+        self._sql = parts.storage.sql
+        self._clock = parts.clock
+        self._turns = parts.turns
+        self._events = parts.events
+        self._moved = parts.moved
         self._claims = claims
         self._ending = ending
-        self._moved = moved
 
     def next_due(self) -> tuple[str, TurnStatus] | None:
         """A turn for which something is to be done now, with its state."""

@@ -8,32 +8,29 @@ together share one transaction, each behind a savepoint; their replies are held 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
 from actors.runtime import sqlite
 from actors.runtime.alarm_turn import AlarmTurn, commit_with_alarm, defer_alarm
-from actors.runtime.call import Reply, failed, raised, returned, unpack_arguments
-from actors.runtime.errors import DurableError, ObjectFailed, ObjectOverloaded, ObjectReset
-from actors.runtime.fingerprint import fingerprint
+from actors.runtime.author_code import AuthorCode
+from actors.runtime.call import Reply, failed, raised, unpack_arguments
+from actors.runtime.errors import DurableError, ObjectFailed, ObjectReset
 from actors.runtime.gates import Gate
-from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat
+from actors.runtime.mailbox import Mailbox
+from actors.runtime.object import DurableObject, MethodSpec, Repeat
 from actors.runtime.object_id import ObjectId
-from actors.runtime.once import answer_once
-from actors.runtime.running import ACTIVATION
+from actors.runtime.plain_turn import run_in_group
 from actors.runtime.services import HostServices
-from actors.runtime.steps import StorageLost, require_unwritten, run_in_steps
+from actors.runtime.steps import StorageLost
 from actors.runtime.storage import Storage
 from actors.runtime.turn import PLAIN_TURN, Turn, TurnContext, context_of, current_turn
 from actors.runtime.under_way import UnderWay
 
 logger = logging.getLogger("mobula.objects")
 
-_ACTIVATION = ACTIVATION.encode()
 _ALONE = MethodSpec(name="block_concurrency_while", function=lambda: None, is_async=True, repeat=Repeat.NEVER)
 
 
@@ -41,9 +38,8 @@ class Activation:
     """One object in its host. Not resident until its first turn; may be closed and opened again between turns."""
 
     __slots__ = (
-        "_interleaved_waiting",
+        "_code",
         "_key",
-        "_mark",
         "_services",
         "_under_way",
         "_waits_for_gate",
@@ -54,20 +50,17 @@ class Activation:
         "instance",
         "last_used_s",
         "mailbox",
-        "mailbox_bytes",
         "output",
     )
 
     def __init__(self, object_id: ObjectId, services: HostServices) -> None:
         self.id = object_id
         self._key = str(object_id)
-        self._mark = f"{object_id.class_name}\0{object_id.stem}\0".encode()
         self._services = services
+        self._code = AuthorCode(object_id, services)
         self._under_way = UnderWay()
         self.instance: DurableObject | None = None
-        self.mailbox: deque[Turn] = deque()
-        self.mailbox_bytes = 0
-        self._interleaved_waiting = 0
+        self.mailbox = Mailbox(self._key, services.mailbox_age_max_s)
         self._waits_for_gate = self._yielded = False
         self.input = Gate()
         self.output = Gate()
@@ -97,33 +90,11 @@ class Activation:
     def runnable(self) -> bool:
         """`run_waiting` would find something to run now."""
         return bool(
-            self.mailbox
-            and not self._yielded
+            not self._yielded
             and self.held is None
             and self.input.is_open
-            and (self._under_way.exclusive is None or self._interleaved_waiting)
+            and self.mailbox.has_next(beside_another=self._under_way.exclusive is not None)
         )
-
-    def put(self, turn: Turn) -> None:
-        self.mailbox.append(turn)
-        self.mailbox_bytes += len(turn.arguments)
-        self._interleaved_waiting += turn.method.interleaved
-
-    def _take(self, turn: Turn) -> None:
-        if self.mailbox[0] is turn:
-            self.mailbox.popleft()
-        else:
-            self.mailbox.remove(turn)
-        self.mailbox_bytes -= len(turn.arguments)
-        self._interleaved_waiting -= turn.method.interleaved
-
-    def _next(self) -> Turn | None:
-        """The turn that may run now."""
-        if self._under_way.exclusive is None:
-            return self.mailbox[0]
-        if self._interleaved_waiting:
-            return next(turn for turn in self.mailbox if turn.method.interleaved)
-        return None
 
     def close(self) -> None:
         """Lets the object hibernate: closes its file, and forgets the instance."""
@@ -151,9 +122,7 @@ class Activation:
             self.abandon(reason)
 
     def _refuse_waiting(self, reply: Reply) -> None:
-        while self.mailbox:
-            turn = self.mailbox[0]
-            self._take(turn)
+        for turn in self.mailbox.take_all():
             turn.settle(reply)
 
     # -- turns
@@ -176,13 +145,13 @@ class Activation:
                 if not self.input.is_open:
                     self._resume_when_open()
                     break
-                turn = self._next()
+                turn = self.mailbox.next(beside_another=self._under_way.exclusive is not None)
                 if turn is None or (held and (turn.method.is_async or turn.is_alarm)):
                     break
                 if self.instance is None and not self._activate(turn):
                     continue
-                self._take(turn)
-                if (refusal := self._too_late(turn, now_s)) is not None:
+                self.mailbox.take(turn)
+                if (refusal := self.mailbox.too_late(turn, now_s)) is not None:
                     self._leave(turn, raised(self._key, refusal))
                     continue
                 instance = self.instance
@@ -225,13 +194,9 @@ class Activation:
     def _activate(self, turn: Turn) -> bool:
         """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
         try:
-            self._services.watch.enter(self._mark + _ACTIVATION)
-            try:
-                self.instance = self._services.open_object(self)
-            finally:
-                self._services.watch.leave(self.id, ACTIVATION)
+            self.instance = self._code.activate(lambda: self._services.open_object(self, self._services))
         except Exception as error:  # constructors and migrations are the author's code
-            self._take(turn)
+            self.mailbox.take(turn)
             meaning = error if isinstance(error, DurableError) else None
             meaning = meaning or ObjectFailed(self._key, type(error).__name__, f"activation failed: {error}")
             self._leave(turn, raised(self._key, meaning))
@@ -240,42 +205,9 @@ class Activation:
             return False
         return self.input.is_open  # or it starts with something of its own
 
-    def construct(self, spec: ClassSpec, context: ObjectContext) -> DurableObject:
-        """Makes the instance. What it writes while it starts is one transaction."""
-        storage = context.storage
-        storage.begin()
-        before = storage.rows_changed
-        instance = spec.durable_class(context)
-        if not spec.starts_async:
-            instance.start()
-        if storage.delete_requested:
-            raise RuntimeError("an object can't delete itself while it starts; an alarm or a method may")
-        if storage.rows_changed == before:
-            storage.end_unchanged()
-        else:
-            self._commit(storage)
-        if spec.starts_async:
-            self.run_alone(storage, instance.start)
-        elif self._services.quarantine.is_suspect(self.id):
-            self._services.quarantine.activated(self.id)
-        return instance
-
-    def _too_late(self, turn: Turn, now_s: float) -> DurableError | None:
-        if turn.is_alarm:
-            return None
-        if now_s - turn.arrived_s > self._services.mailbox_age_max_s:
-            waited = f"the call waited longer than {self._services.mailbox_age_max_s:g} s"
-            return ObjectOverloaded(self._key, waited, 1.0)
-        if turn.trail is not None and now_s >= turn.deadline_s:
-            return ObjectOverloaded(self._key, "the call waited until its deadline had passed", 1.0)
-        return None
-
     def refuse_late(self) -> None:
         """Tells the calls that have waited for too long, also while the turn that they wait for does not end."""
-        now_s = self._services.clock.monotonic()
-        late = [(turn, refusal) for turn in self.mailbox if (refusal := self._too_late(turn, now_s)) is not None]
-        for turn, refusal in late:
-            self._take(turn)
+        for turn, refusal in self.mailbox.take_late(self._services.clock.monotonic()):
             self._leave(turn, raised(self._key, refusal))
 
     def _leave(self, turn: Turn, reply: Reply) -> None:
@@ -307,91 +239,15 @@ class Activation:
 
     def _run_plain(self, instance: DurableObject, turn: Turn, held: list[Turn]) -> bool:
         """Runs one turn within the group's transaction. False if the group ended with it."""
-        storage = instance.storage
         try:
-            if held:
-                storage.savepoint()
-            else:
-                storage.begin()
-        except (sqlite.Error, DurableError) as error:
-            self._reset(error, [*held, turn], instance)
+            reply = run_in_group(self._key, self._code, instance, turn, held)
+        except StorageLost as lost:
+            self._reset(lost.error, [*held, turn], instance)
             held.clear()
             return False
-        try:
-            reply = self._call_plain(instance, turn)
-            if not storage.in_transaction:
-                raise RuntimeError(f"{turn.method.name} ended the transaction that it ran in")
-            if held:
-                storage.release()
-        except Exception as error:  # whatever the author's method raises goes to the caller
-            meaning = storage.what_it_means(error)
-            if meaning or not self._undo(storage, grouped=bool(held)):
-                self._reset(meaning or error, [*held, turn], instance)
-                held.clear()
-                return False
-            reply = raised(self._key, error)
-            if not held:
-                self._leave(turn, reply)
-                return True
-            # It may tell of what earlier turns of the group wrote, so it waits for the commit as their replies do.
-        turn.held = reply
-        held.append(turn)
+        if reply is not None:
+            self._leave(turn, reply)
         return True
-
-    @staticmethod
-    def _undo(storage: Storage, *, grouped: bool) -> bool:
-        """Undoes one turn. False where the turn, or its error, had ended the group's transaction."""
-        if not storage.in_transaction:
-            return False
-        try:
-            if grouped:
-                storage.rollback_to_savepoint()
-            else:
-                storage.rollback()
-        except sqlite.Error:
-            return False
-        return True
-
-    def _call_plain(self, instance: DurableObject, turn: Turn) -> Reply:
-        method = turn.method
-        storage = instance.storage
-        args, kwargs = unpack_arguments(turn.arguments)
-        if method.repeat is Repeat.EXACTLY_ONCE and turn.request_id:
-            request = fingerprint(method.name, args, kwargs)
-            now = instance.clock.now()
-            invoke = functools.partial(self._invoke, instance, method, args, kwargs)
-            return answer_once(self._key, storage, turn.request_id, request, now, invoke)
-        before = storage.rows_changed
-        reply = self._invoke(instance, method, args, kwargs)
-        require_unwritten(method, storage, before)
-        return reply
-
-    def _invoke(
-        self, instance: DurableObject, method: MethodSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Reply:
-        watch = self._services.watch
-        watch.enter(self._mark + method.mark)
-        try:
-            value = method.function(instance, *args, **kwargs)
-        except (Exception, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # such as `SystemExit`: it ends the turn, not the host with all its objects
-            raise failed(self._key, error) from error
-        finally:
-            watch.leave(self.id, method.name)
-            self._survived(method)
-        return self._pack(value)
-
-    def _survived(self, method: MethodSpec) -> None:
-        quarantine = self._services.quarantine
-        if quarantine.is_suspect(self.id):
-            quarantine.succeeded(self.id, method.name)
-
-    def _pack(self, value: Any) -> Reply:
-        try:
-            return returned(value)
-        except Exception as error:  # pickling runs the value's own code, which may raise anything
-            raise failed(self._key, error) from error
 
     # -- async methods
 
@@ -410,7 +266,7 @@ class Activation:
         current_turn.set(context)
         await run(instance, turn, context)
         context.ended = True
-        self._survived(turn.method)
+        self._code.survived(turn.method)
         self._under_way.over(turn)
         self._hibernate_always()
         self.last_used_s = self._services.clock.monotonic()
@@ -420,7 +276,9 @@ class Activation:
         try:
             args, kwargs = unpack_arguments(turn.arguments)
             coroutine = turn.method.function(instance, *args, **kwargs)
-            reply = await self._in_steps(instance, turn.method, coroutine, self._pack)
+            reply = await self._code.in_steps(
+                instance, turn.method, coroutine, self._code.pack, self._commit, gate=self.input
+            )
         except Exception as error:  # whatever the author's method raises goes to the caller
             if (reset := self._lost(instance.storage, error)) is None:
                 self._leave(turn, raised(self._key, error))
@@ -435,27 +293,6 @@ class Activation:
                 self._leave(turn, raised(self._key, failed(self._key, error)))
         else:
             self._leave(turn, reply)
-
-    async def _in_steps(
-        self,
-        instance: DurableObject,
-        method: MethodSpec,
-        coroutine: Coroutine[Any, Any, Any],
-        finish: Callable[[Any], Any],
-        *,
-        gate: bool = True,
-    ) -> Any:
-        watch, mark = self._services.watch, self._mark + method.mark
-        return await run_in_steps(
-            coroutine,
-            method=method,
-            storage=instance.storage,
-            commit=self._commit,
-            enter=lambda: watch.enter(mark),
-            leave=lambda: watch.leave(self.id, method.name),
-            finish=finish,
-            gate=self.input if gate else None,
-        )
 
     @staticmethod
     def _lost(storage: Storage, error: Exception) -> Exception | None:
@@ -492,7 +329,9 @@ class Activation:
         current_turn.set(context)
         try:
             async with asyncio.timeout(timeout_s):
-                result = await self._in_steps(instance, _ALONE, callback(), lambda value: value, gate=False)
+                result = await self._code.in_steps(
+                    instance, _ALONE, callback(), lambda value: value, self._commit, gate=None
+                )
         except KeyboardInterrupt:
             raise
         except BaseException as raised_error:  # of the author's callback; as of plain methods
@@ -507,7 +346,7 @@ class Activation:
                 self._services.quarantine.activation_failed(self.id, error)
                 # Each of them would start it again, and wait for it again.
                 meaning = self._meaning(reset)
-                if any(turn.is_alarm for turn in self.mailbox):
+                if self.mailbox.has_alarm:
                     defer_alarm(self.id, self._services, meaning)
                 self._refuse_waiting(raised(self._key, meaning))
             if isinstance(raised_error, (Exception, asyncio.CancelledError)):
@@ -528,7 +367,9 @@ class Activation:
         limit = asyncio.timeout(services.alarm_timeout_s)
         try:
             async with limit:
-                reply = await self._in_steps(instance, turn.method, alarm.handle(), self._pack)
+                reply = await self._code.in_steps(
+                    instance, turn.method, alarm.handle(), self._code.pack, self._commit, gate=self.input
+                )
         except Exception as error:  # whatever the author's handler raises
             if limit.expired() and isinstance(error, TimeoutError):
                 error.args = (f"no end within {services.alarm_timeout_s:g} s",)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import random
-import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,32 +20,28 @@ from typing import Any
 from actors.runtime import sqlite
 from actors.runtime.activation import Activation
 from actors.runtime.alarms import AlarmIndex, entry_of
-from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, failed, raised, returned, unpack
+from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
 from actors.runtime.gates import Gate
 from actors.runtime.namespace import Objects
-from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, ObjectContext, Repeat, by_name
+from actors.runtime.object import ClassSpec, MethodSpec, Repeat, by_name
 from actors.runtime.object_files import files_in
 from actors.runtime.object_id import ObjectId
+from actors.runtime.opening import Opener
 from actors.runtime.quarantine import Quarantine
+from actors.runtime.residents import Residents
+from actors.runtime.ringing import Ringing
 from actors.runtime.running import RunningMark
 from actors.runtime.schema import Schema
 from actors.runtime.services import HostServices
 from actors.runtime.storage import Storage
+from actors.runtime.tickets import Tickets
 from actors.runtime.turn import Turn
 from actors.runtime.watch import Watch
 
 logger = logging.getLogger("mobula.objects")
 
-#: Results of turns that outlived their batch are kept this long for the stub to collect.
-TICKET_KEPT_S = 120.0
-#: Alarms that have stood still for any reason are looked at again this often.
-ALARMS_SWEPT_EVERY_S = 60.0
-#: Alarms fired before the loop turns to what else has come.
-_ALARMS_AT_ONCE = 32
-#: How long the others wait while as many as may be are under way.
-_ALARMS_PAUSE_S = 0.1
 #: Where the object could not be given its alarm: the host is full, or the disk fails.
 _ALARM_AGAIN_AFTER_S = 1.0
 _NO_METHOD = MethodSpec(name="", function=lambda: None, is_async=False, repeat=Repeat.NEVER)
@@ -124,11 +117,17 @@ class ObjectHost:
         self._schemas = {spec.name: Schema(spec.durable_class.migrations) for spec in self._classes.values()}
         self._owns = owns
         self._slots = sorted(slots)
-        self._objects = objects
         self._settings = settings
         self._clock = clock or SystemClock()
-        self.alarms = AlarmIndex(self._objects_dir, settings.slots, self._alarms_changed)
+        self.alarms = AlarmIndex(self._objects_dir, settings.slots, lambda: self._ringing.changed())
         self.quarantine = Quarantine(self._objects_dir, settings.slots, code=code, clock=self._clock, judges=judges)
+        self._ringing = Ringing(
+            self.alarms,
+            self._clock,
+            objects_max=settings.resident_objects_max,
+            fire=self.fire_alarm,
+            refused=lambda object_id: self.quarantine.refusal(object_id) is not None,
+        )
         self._judges = judges
         self._mark_path = mark_path
         self._watch = Watch(settings.slow_turn_ms)
@@ -137,7 +136,14 @@ class ObjectHost:
             alarms=self.alarms,
             watch=self._watch,
             quarantine=self.quarantine,
-            open_object=self._open,
+            open_object=Opener(
+                self._objects_dir,
+                settings.slots,
+                database_bytes_max=settings.database_bytes_max,
+                classes=self._classes,
+                schemas=self._schemas,
+                objects=objects,
+            ).open,
             commit=commit or _commit,
             resume=self._resume,
             chance=chance,
@@ -148,18 +154,12 @@ class ObjectHost:
             always_evict=always_evict,
         )
         self._keeps_time = keeps_time
-        #: Least recently used first.
-        self._activations: OrderedDict[ObjectId, Activation] = OrderedDict()
-        self._ids: dict[tuple[str, str, str], ObjectId] = {}
-        #: As many objects as may be open were busy when a newcomer asked, and nothing has run since.
-        self._all_busy = False
-        self._tickets: dict[str, tuple[Turn, float]] = {}
+        self._residents = Residents(
+            name, settings.resident_objects_max, self._clock, make=self._make_activation, run=self._run
+        )
+        self._tickets = Tickets(self._clock)
         self._retired = self._loaded = False
-        #: Alarms that were fired and are not over.
-        self._fired: list[Turn] = []
         self._sweeping: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
-        self._ringing: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle, float] | None = None
-        self._alarms_swept_s = self._started_s = self._clock.monotonic()
 
     def load(self) -> None:
         """Finds what earlier hosts left of alarms and troubles. To be called once the host owns its slots.
@@ -188,7 +188,7 @@ class ObjectHost:
         """Has the running loop fire alarms and let objects hibernate from now on."""
         if self._keeps_time:
             self._sweep_later()
-            self._ring_later()
+            self._ringing.begin()
 
     # -- calls
 
@@ -221,9 +221,7 @@ class ObjectHost:
         replies: list[Reply] = []
         for turn in self.submit(calls):
             if turn.reply is None:
-                ticket = secrets.token_hex(8)
-                self._tickets[ticket] = (turn, self._clock.monotonic())
-                replies.append((PENDING, ticket))
+                replies.append((PENDING, self._tickets.give(turn)))
             else:
                 replies.append(turn.reply)
         return replies
@@ -234,10 +232,7 @@ class ObjectHost:
         Raises:
             KeyError: no such ticket; it was collected, or the host that gave it is gone.
         """
-        turn, _ = self._tickets[ticket]
-        reply = await turn.wait()
-        self._tickets.pop(ticket, None)
-        return reply
+        return await self._tickets.wait(ticket)
 
     async def call(self, call: Call) -> Any:
         """Runs one call and returns its result, or raises its error."""
@@ -249,27 +244,13 @@ class ObjectHost:
 
     def fire_due(self) -> list[Turn]:
         """Puts alarms whose time has come into their objects' mailboxes, a few at a time."""
-        now = self._clock.now()
-        if self._clock.monotonic() - self._alarms_swept_s >= ALARMS_SWEPT_EVERY_S:
-            self._alarms_swept_s = self._clock.monotonic()
-            self.alarms.rearm()
-        due = self.alarms.take_due(now, min(_ALARMS_AT_ONCE, self._alarms_room))
-        # One in quarantine is looked at again with the next sweep.
-        fired = [self.fire_alarm(object_id) for object_id in due if self.quarantine.refusal(object_id) is None]
-        self._fired += [turn for turn in fired if turn.reply is None]
-        return fired
-
-    @property
-    def _alarms_room(self) -> int:
-        """How many more may be under way: however many are due, half of the objects are there for calls."""
-        self._fired = [turn for turn in self._fired if turn.reply is None]
-        return max(1, self._settings.resident_objects_max // 2) - len(self._fired)
+        return self._ringing.fire_due()
 
     def release(self, object_id: ObjectId) -> bool:
         """Ends the quarantine of an object. Says whether it was in one."""
         released = self.quarantine.release(object_id)
         self.alarms.rearm()
-        self._alarms_changed()
+        self._ringing.changed()
         return released
 
     def fire_alarm(self, object_id: ObjectId, *, forced: bool = False) -> Turn:
@@ -291,7 +272,7 @@ class ObjectHost:
                 self.alarms.set(object_id, None)
                 turn.settle(returned(False))
                 return turn
-            activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+            activation = self._residents.take((object_id.class_name, object_id.tenant, object_id.name), {})
         except NotOwner as error:
             turn.settle(raised(str(object_id), error))
             return turn
@@ -301,38 +282,9 @@ class ObjectHost:
             return turn
         if self._keeps_time:
             self._sweep_later()  # nobody may ever call it
-        activation.put(turn)
+        activation.mailbox.put(turn)
         self._run([activation])
         return turn
-
-    def _alarms_changed(self) -> None:
-        if self._ringing is not None and not self._ringing[0].is_closed():
-            loop, timer, rings_at = self._ringing
-            next_at = self.alarms.next_at
-            if next_at is not None and next_at - self._clock.now() < rings_at - loop.time():
-                timer.cancel()
-                self._ringing = None
-                self._ring_later()
-
-    def _ring_later(self) -> None:
-        """Has the loop that runs turns fire alarms when their time comes."""
-        loop = asyncio.get_running_loop()
-        if self._ringing is None or self._ringing[0] is not loop:
-            next_at = self.alarms.next_at
-            # Not for long at once: the wall clock may be set.
-            wait_s = ALARMS_SWEPT_EVERY_S if next_at is None else next_at - self._clock.now()
-            least_s = 0.0 if self._alarms_room > 0 else _ALARMS_PAUSE_S
-            wait_s = max(least_s, min(wait_s, ALARMS_SWEPT_EVERY_S))
-            # Not asked of the timer: uvloop's can't say it where there is nothing to wait for.
-            self._ringing = (loop, loop.call_later(wait_s, self._ring), loop.time() + wait_s)
-
-    def _ring(self) -> None:
-        self._ringing = None
-        if not self._retired:
-            try:
-                self.fire_due()
-            finally:  # whatever one object does, the others have alarms too
-                self._ring_later()
 
     def _is_mine(self, path: Path) -> bool:
         entry = entry_of(path.name)
@@ -349,12 +301,12 @@ class ObjectHost:
         Raises:
             NotOwner, ObjectOverloaded: it can't run here, or not now.
         """
-        activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+        activation = self._residents.take((object_id.class_name, object_id.tenant, object_id.name), {})
         return activation.input, activation.output
 
     @property
     def resident_objects(self) -> int:
-        return sum(activation.instance is not None for activation in self._activations.values())
+        return sum(activation.instance is not None for activation in self._residents)
 
     def sweep(self) -> int:
         """Lets the objects that were idle for long enough hibernate. Returns how many did.
@@ -365,27 +317,11 @@ class ObjectHost:
 
     def _sweep(self, slice_s: float) -> int:
         """The same, for so long; those that are still there then may go with the next."""
-        self._all_busy = False
-        for activation in self._activations.values():
+        for activation in self._residents:
             if activation.mailbox:
                 activation.refuse_late()
-        now_s = self._clock.monotonic()
-        idle_since = now_s - self._settings.idle_after_s
-        leaving = [
-            activation
-            for activation in self._activations.values()
-            if activation.idle and activation.last_used_s <= idle_since
-        ]
-        left = 0
-        for activation in leaving:
-            self._evict(activation)
-            left += 1
-            if self._clock.monotonic() - now_s >= slice_s:
-                break
-        uncollected = [ticket for ticket, (_, since) in self._tickets.items() if now_s - since > TICKET_KEPT_S]
-        for ticket in uncollected:
-            if self._tickets[ticket][0].reply is not None:
-                del self._tickets[ticket]
+        left = self._residents.evict_idle(self._settings.idle_after_s, slice_s)
+        self._tickets.forget_uncollected()
         return left
 
     def _sweep_later(self, wait_s: float | None = None) -> None:
@@ -402,7 +338,7 @@ class ObjectHost:
             # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
             left = self._sweep(self._services.slice_s)
         finally:
-            if self._activations or self._tickets:
+            if self._residents or self._tickets:
                 self._sweep_later(0.0 if left else None)
 
     def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
@@ -412,12 +348,12 @@ class ObjectHost:
             object_id: of the object.
             force: ends them with `ObjectReset`. What they have committed stays.
         """
-        activation = self._activations.get(object_id)
+        activation = self._residents.find(object_id)
         if activation is not None:
             if force and not activation.idle:
                 activation.end("it was evicted by force")
             if activation.idle:
-                self._evict(activation)
+                self._residents.evict(activation)
             elif not force:
                 return False
         return True
@@ -432,7 +368,7 @@ class ObjectHost:
         """
         if self._retired:
             raise HostRetired
-        activation = self._activation((object_id.class_name, object_id.tenant, object_id.name), {})
+        activation = self._residents.take((object_id.class_name, object_id.tenant, object_id.name), {})
         if activation.held is not None:
             raise ObjectOverloaded(str(object_id), "somebody else is looking into it", 1.0)
         activation.held = asyncio.Event()
@@ -448,15 +384,15 @@ class ObjectHost:
             yield activation
         finally:
             activation.held = None
-            if self._activations.get(activation.id) is activation:
+            if self._residents.find(activation.id) is activation:
                 if activation.idle and activation.instance is None:
-                    self._evict(activation)
+                    self._residents.evict(activation)
                 else:
                     self._run([activation])
 
     def activation_of(self, object_id: ObjectId) -> Activation | None:
         """The object as the host knows it, if it does."""
-        return self._activations.get(object_id)
+        return self._residents.find(object_id)
 
     @property
     def schemas(self) -> Mapping[str, Schema]:
@@ -465,7 +401,7 @@ class ObjectHost:
 
     def retire(self) -> bool:
         """Ends the host if it is idle: from now on every call is refused with `HostRetired`, unrun."""
-        if all(activation.idle for activation in self._activations.values()):
+        if self._residents.idle:
             self._retired = True
             self.close()
         return self._retired
@@ -473,21 +409,15 @@ class ObjectHost:
     @property
     def idle_for_s(self) -> float:
         """Seconds since the last turn ended; 0 while there is one."""
-        if not all(activation.idle for activation in self._activations.values()):
-            return 0.0
-        used = max((activation.last_used_s for activation in self._activations.values()), default=self._started_s)
-        return self._clock.monotonic() - used
+        return self._residents.idle_for_s
 
     def close(self) -> None:
         """Closes every file, for good: no turn runs after it. What was acknowledged is durable without it."""
         self._retired = True
-        for timer in (self._sweeping, self._ringing):
-            if timer is not None:
-                timer[1].cancel()
-        for activation in self._activations.values():
-            activation.abandon("its host is stopping")
-        self._activations.clear()
-        self._ids.clear()
+        self._ringing.close()
+        if self._sweeping is not None:
+            self._sweeping[1].cancel()
+        self._residents.abandon("its host is stopping")
         if self._watch.mark is not None:
             self._watch.mark.close(remove=True)
 
@@ -508,52 +438,28 @@ class ObjectHost:
                 raise InvalidArgument(
                     "arguments", f"{len(arguments)} bytes", f"must take at most {self._settings.mailbox_bytes_max}"
                 )
-            activation = self._activation((class_name, tenant, name), ready)
+            activation = self._residents.take((class_name, tenant, name), ready)
             object_key = str(activation.id)
             if len(activation.mailbox) >= self._settings.mailbox_calls_max:
                 raise ObjectOverloaded(object_key, f"{len(activation.mailbox)} calls are waiting", 1.0)
-            if activation.mailbox_bytes + len(arguments) > self._settings.mailbox_bytes_max:
-                raise ObjectOverloaded(object_key, f"{activation.mailbox_bytes} bytes are waiting", 1.0)
+            if activation.mailbox.size_bytes + len(arguments) > self._settings.mailbox_bytes_max:
+                raise ObjectOverloaded(object_key, f"{activation.mailbox.size_bytes} bytes are waiting", 1.0)
         except DurableError as error:
             turn.settle(raised(object_key, error))
             return turn, None
-        activation.put(turn)
+        activation.mailbox.put(turn)
         return turn, activation
 
-    def _activation(self, parts: tuple[str, str, str], ready: dict[ObjectId, Activation]) -> Activation:
-        object_id = self._ids.get(parts)
-        if object_id is not None:
-            activation = self._activations[object_id]
-            self._activations.move_to_end(object_id)
-            return activation
-        object_id = ObjectId(*parts)
+    def _make_activation(self, object_id: ObjectId) -> Activation:
         if not self._owns(object_id):
             raise NotOwner(self.name, str(object_id))
-        if len(self._activations) >= self._settings.resident_objects_max:
-            self._make_room(object_id, ready)
-        activation = Activation(object_id, self._services)
-        self._ids[parts] = object_id
-        self._activations[object_id] = activation
-        return activation
-
-    def _make_room(self, object_id: ObjectId, ready: dict[ObjectId, Activation]) -> None:
-        if ready:  # what waits in this very batch is not idle until it has run
-            self._run(ready.values())
-            ready.clear()
-        # Not looked for with each of a thousand newcomers: to refuse one must cost less than to run it.
-        if not self._all_busy:
-            for activation in self._activations.values():
-                if activation.idle:
-                    self._evict(activation)
-                    return
-            self._all_busy = True
-        raise ObjectOverloaded(str(object_id), f"all {len(self._activations)} objects of {self.name} are busy", 1.0)
+        return Activation(object_id, self._services)
 
     def _run(self, activations: Iterable[Activation]) -> None:
         """Runs what waits: first the turns of every object, then every object's commit, then the replies leave."""
         waiting = [activation for activation in activations if activation.may_begin()]
         if waiting:
-            self._all_busy = False
+            self._residents.something_runs()
         while waiting:
             ran = [(activation, activation.run_waiting()) for activation in waiting]
             for activation, held in ran:
@@ -564,49 +470,6 @@ class ObjectHost:
     def _resume(self, activation: Activation) -> None:
         if not self._retired:
             self._run([activation])
-
-    def _open(self, activation: Activation) -> DurableObject:
-        self.quarantine.admit(activation.id)
-        try:
-            return self._construct(activation)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # constructors and migrations are the author's code
-            # One that would end the process ends the activation, not the host with all its objects.
-            failure = error if isinstance(error, Exception) else failed(str(activation.id), error)
-            self.quarantine.activation_failed(activation.id, failure)
-            if failure is error:
-                raise
-            raise failure from error
-
-    def _construct(self, activation: Activation) -> DurableObject:
-        object_id = activation.id
-        spec = self._classes[object_id.class_name]
-        storage = Storage(
-            str(object_id),
-            object_id.path(self._objects_dir, self._settings.slots),
-            self._schemas[object_id.class_name],
-            database_bytes_max=self._settings.database_bytes_max,
-            takes_alarms=spec.takes_alarms,
-        )
-        context = ObjectContext(
-            id=object_id,
-            storage=storage,
-            clock=self._clock,
-            logger=logging.LoggerAdapter(logger, {"object": str(object_id)}),
-            objects=self._objects,
-            run_alone=functools.partial(activation.run_alone, storage),
-        )
-        try:
-            return activation.construct(spec, context)
-        except BaseException:
-            storage.close()
-            raise
-
-    def _evict(self, activation: Activation) -> None:
-        activation.close()
-        del self._activations[activation.id]
-        del self._ids[(activation.id.class_name, activation.id.tenant, activation.id.name)]
 
 
 def _commit(_: ObjectId, storage: Storage) -> None:

@@ -27,7 +27,7 @@ class HostServices:
     watch: Watch
     quarantine: Quarantine
     #: Makes the instance; raises whatever the author's code does.
-    open_object: Callable[[Activation], DurableObject]
+    open_object: Callable[[Activation, HostServices], DurableObject]
     #: Makes a transaction durable.
     commit: Callable[[ObjectId, Storage], None]
     #: Runs an activation's mailbox when something that kept it from running is over.

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 class StorageLost(Exception):
     """Tells a failed commit of the object from an error that its method raised."""
 
-    def __init__(self, error: DurableError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
 

@@ -91,7 +91,7 @@ class Source(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens. `estimated` where the model's server counted none."""
+    """Tokens. `estimated` where the model's server has not counted all of them, or who counted was lost."""
 
     input_tokens: int
     output_tokens: int

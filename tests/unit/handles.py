@@ -49,7 +49,9 @@ from configs.tenant import (
     ToolsConfig,
     TurnsConfig,
 )
+from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.sessions import Sessions
 from deployments.token_count import estimate
 from deployments.vector_store import TOP_K_MAX, VectorStore
 from deployments.vectors import Vectors
@@ -284,3 +286,13 @@ def tenant(
         tools=tools or ToolsConfig(),
         turns=turns or TurnsConfig(),
     )
+
+
+def sessions_of(objects: FailingObjects, clock: ManualClock) -> Sessions:
+    """Of three tenants: those of `brief` live a minute, and keep four messages."""
+    tenants = {
+        "acme": tenant("acme"),
+        "demo": tenant("demo"),
+        "brief": tenant("brief", sessions=SessionsConfig(ttl_s=60, messages_max=4)),
+    }
+    return Sessions(objects, tenants, ActivityLog(objects), clock.now)

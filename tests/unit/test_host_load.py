@@ -78,10 +78,11 @@ async def test_an_alarm_that_can_not_be_fired_stops_no_other(
     await stub.ring_at(backend.host._clock.now() + 0.05)
     with monkeypatch.context() as patch:
         patch.setattr(backend.host.alarms, "take_due", lambda *_: 1 / 0)
-        assert backend.host._ringing is not None
-        backend.host._ringing[1].cancel()
+        ringing = backend.host._ringing
+        assert ringing._timer is not None
+        ringing._timer[1].cancel()
         with pytest.raises(ZeroDivisionError):
-            backend.host._ring()
+            ringing._ring()
     async with asyncio.timeout(20):
         while len(backend.host.alarms):
             await asyncio.sleep(0.01)

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import actors.message_log
-from actors import ChatSession, Directory, InvalidArgument, ObjectNotFound, ObjectOverloaded
+from actors import InvalidArgument, ObjectNotFound, ObjectOverloaded
 from actors.runtime.call import unpack
 from actors.runtime.clock import ManualClock
 from actors.session_copy import FINISHED_WITHIN_S
 from actors.turn import NewEvent
-from configs.tenant import SessionsConfig
-from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
 from tests.turns import asked
-from tests.unit.handles import FailingObjects, tenant
+from tests.unit.handles import FailingObjects
 from tests.unit.objects_fixtures import ring
 
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
-    yield objects
-    objects.close()
-
-
-@pytest.fixture
-def sessions(objects: FailingObjects, clock: ManualClock) -> Sessions:
-    tenants = {
-        "acme": tenant("acme"),
-        "demo": tenant("demo"),
-        "brief": tenant("brief", sessions=SessionsConfig(ttl_s=60, messages_max=4)),
-    }
-    return Sessions(objects, tenants, ActivityLog(objects), clock.now)
 
 
 async def _said(sessions: Sessions, name: str = "acme", count: int = 5, **fields: Any) -> str:

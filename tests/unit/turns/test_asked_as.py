@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from actors import ChatSession, LocalBackend, ObjectNotFound
-from actors.runtime.host import HostSettings
+from actors import ChatSession, ObjectNotFound
 from actors.runtime.namespace import Stub
 from actors.turn import FinalStatus
 from tests.turns import asked
 
 KEY = "ui_" + "a" * 64
-
-
-@pytest.fixture
-def objects(tmp_path: Path) -> Iterator[LocalBackend]:
-    backend = LocalBackend(tmp_path, [ChatSession], settings=HostSettings(slots=4))
-    yield backend
-    backend.close()
-
-
-@pytest.fixture
-async def session(objects: LocalBackend) -> Stub[ChatSession]:
-    session = objects.namespace(ChatSession).get("acme", "s1")
-    await session.create()
-    return session
 
 
 async def _begin(session: Stub[ChatSession], number: int, key: str | None, replace: int | None = None) -> str:

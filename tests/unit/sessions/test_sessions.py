@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from actors import ChatSession, Directory, ObjectNotFound, ObjectOverloaded
+from actors import ObjectNotFound, ObjectOverloaded
 from actors.directory import ENTRIES_KEPT_EXPIRED_S
 from actors.runtime.clock import ManualClock
-from configs.tenant import SessionsConfig
 from deployments.activity import ActivityLog
 from deployments.sessions import Sessions
 from tests.unit.handles import FailingObjects, tenant
@@ -18,23 +16,6 @@ from tests.unit.objects_fixtures import ring
 
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
 UNKNOWN = "s" + "0" * 32
-
-
-@pytest.fixture
-def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory])
-    yield objects
-    objects.close()
-
-
-@pytest.fixture
-def sessions(objects: FailingObjects, clock: ManualClock) -> Sessions:
-    tenants = {
-        "acme": tenant("acme"),
-        "demo": tenant("demo"),
-        "brief": tenant("brief", sessions=SessionsConfig(ttl_s=60, messages_max=2)),
-    }
-    return Sessions(objects, tenants, ActivityLog(objects), clock.now)
 
 
 async def _listed(sessions: Sessions, name: str = "acme") -> list[str]:
@@ -68,10 +49,10 @@ async def test_the_tenants_defaults_hold_where_nothing_is_asked_for(sessions: Se
     own = await sessions.create("brief", ttl_s=10)
     assert default["expires_at"] == clock.now() + 60
     assert own["expires_at"] == clock.now() + 10
-    for number in range(3):
+    for number in range(5):
         await sessions.append("brief", default["id"], "user", str(number))
     history = await sessions.history("brief", default["id"], limit=10, before=None)
-    assert [message["content"] for message in history["messages"]] == ["1", "2"]
+    assert [message["content"] for message in history["messages"]] == ["1", "2", "3", "4"]
 
 
 async def test_messages_show_in_the_listing_at_once_to_who_wrote_them(sessions: Sessions, clock: ManualClock) -> None:
