@@ -22,7 +22,7 @@ from actors.runtime.namespace import Stub
 from actors.turn import CONTENT, Claim, EventType, NewEvent, Usage
 
 #: Before the answer begins: the model is asked first, and the first word of a quick one goes with what went before it.
-FIRST_WAIT_S = 0.01
+FIRST_WAIT_S = 0.1
 #: Between two batches. Short enough for a reader to see text flow; each costs a commit, and a message to each reader.
 FLUSH_EVERY_S = 0.08
 #: Pieces that are not kept waiting.
