@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+ON_RAY := tests/conformance/test_on_ray.py
 
 .PHONY: setup setup-dev run demo test test-unit check bench format clean
 
@@ -36,8 +37,8 @@ check: setup-dev
 
 # What needs no cluster shares the cores; the rest has them to itself.
 test: setup-dev
-	$(BIN)/pytest --numprocesses 2 tests/unit tests/property
-	$(BIN)/pytest tests/conformance tests/fault tests/integration
+	$(BIN)/pytest --numprocesses 2 tests/unit tests/property tests/conformance --ignore $(ON_RAY)
+	$(BIN)/pytest $(ON_RAY) tests/fault tests/integration
 
 test-unit: setup-dev
 	$(BIN)/pytest --numprocesses 2 tests/unit tests/property
