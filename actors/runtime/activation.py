@@ -328,9 +328,15 @@ class Activation:
         context = TurnContext(chain, clock.monotonic() + left_s, clock, self.output)
         current_turn.set(context)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as limit:
                 result = await self._code.in_steps(
-                    instance, _ALONE, callback(), lambda value: value, self._commit, gate=None
+                    instance,
+                    _ALONE,
+                    callback(),
+                    lambda value: value,
+                    self._commit,
+                    gate=None,
+                    is_over=limit.expired,
                 )
         except KeyboardInterrupt:
             raise
@@ -368,7 +374,13 @@ class Activation:
         try:
             async with limit:
                 reply = await self._code.in_steps(
-                    instance, turn.method, alarm.handle(), self._code.pack, self._commit, gate=self.input
+                    instance,
+                    turn.method,
+                    alarm.handle(),
+                    self._code.pack,
+                    self._commit,
+                    gate=self.input,
+                    is_over=limit.expired,
                 )
         except Exception as error:  # whatever the author's handler raises
             if limit.expired() and isinstance(error, TimeoutError):

@@ -85,6 +85,7 @@ class AuthorCode:
         commit: Callable[[Storage], None],
         *,
         gate: Gate | None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> Any:
         """Runs an async method, as `run_in_steps` does it."""
         watch, mark = self._services.watch, self._mark + method.mark
@@ -97,6 +98,7 @@ class AuthorCode:
             leave=lambda: watch.leave(self._id, method.name),
             finish=finish,
             gate=gate,
+            is_over=is_over,
         )
 
     def survived(self, method: MethodSpec) -> None:

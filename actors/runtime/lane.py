@@ -1,6 +1,6 @@
 """How do many calls share one trip to a host?
 
-An actor call costs its caller about 300 µs however much it carries, so calls to one host ride together: those made in
+An actor call costs its caller much the same however much it carries, so calls to one host ride together: those made in
 one turn of the event loop form a batch, and those that come while it is away form the next. An idle lane adds no wait,
 and a busy one sends hundreds of calls in one actor call.
 """

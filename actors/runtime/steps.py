@@ -7,6 +7,7 @@ step asked for, a call to another object included, can leave before.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import types
@@ -43,6 +44,7 @@ def run_in_steps(
     leave: Callable[[], None],
     finish: Callable[[Any], Result],
     gate: Gate | None,
+    is_over: Callable[[], bool],
 ) -> Generator[Any, Any, Result]:
     """
     Args:
@@ -53,12 +55,14 @@ def run_in_steps(
         enter: told before the method's own code runs; `leave` after it.
         finish: makes the result of what the method returns, within the last step.
         gate: no step starts while it is shut.
+        is_over: whether its time is up. Then a cancellation ends it, also where the method would go on after it.
 
     Raises:
         StorageLost: a step could not be committed.
     """
     resume: Callable[[Any], Any] = coroutine.send
     value: Any = None
+    thrown = False
     while True:
         returned = False
         awaited: Any = None
@@ -73,6 +77,8 @@ def run_in_steps(
                 returned, result = True, end.value
             finally:
                 leave()
+            if thrown and isinstance(value, asyncio.CancelledError) and is_over():
+                raise value
             if returned:
                 result = finish(result)
             require_unwritten(method, storage, before)
@@ -86,14 +92,14 @@ def run_in_steps(
             done: Result = result
             return done
         try:
-            value, resume = (yield awaited), coroutine.send
+            value, resume, thrown = (yield awaited), coroutine.send, False
         except BaseException as error:  # a cancellation, too, is for the method to see
-            value, resume = error, coroutine.throw
+            value, resume, thrown = error, coroutine.throw, True
         try:
             while gate is not None and not gate.is_open:
                 yield from gate.opened().__await__()
         except BaseException as error:
-            value, resume = error, coroutine.throw
+            value, resume, thrown = error, coroutine.throw, True
 
 
 def _abandon(coroutine: Coroutine[Any, Any, Any], storage: Storage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,16 @@ class Desk(Notebook):
             return await self.add_around_gate(text, gate)
 
         return await self.block_concurrency_while(alone)
+
+    async def add_alone_whatever_comes(self, text: str) -> None:
+        """Would go on when it is told to end."""
+
+        async def work() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().create_future()
+            self.add(text)
+
+        await self.block_concurrency_while(work)
 
     async def add_alone_and_raise(self, text: str) -> None:
         async def fail() -> None:

@@ -76,6 +76,22 @@ class TestFailingHandler:
             assert await desk.lines() == ["before", "before"]
         assert tries == [0, 1]
 
+    async def test_so_is_one_that_would_go_on_after_its_cancellation(
+        self, alarmed: Alarmed, settings: dict[str, Any]
+    ) -> None:
+        settings["alarm_timeout_s"] = 0.05
+
+        async def alarm(desk: Desk, info: AlarmInfo) -> None:
+            while not info.is_retry:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.get_running_loop().create_future()
+                desk.add("late")
+
+        async with alarmed(alarm) as (lab, desk, due_at):
+            await lab.advance(10)
+            assert lab.alarm_of(desk) == due_at + 2
+            assert await desk.lines() == []
+
     @pytest.mark.parametrize("chance", [0.0, 1.0])
     async def test_it_is_tried_again_after_2_4_8_16_32_and_64_seconds_and_given_up(
         self, told: list[AlarmInfo], alarmed: Alarmed, chance: float, caplog: pytest.LogCaptureFixture

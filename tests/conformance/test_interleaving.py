@@ -136,6 +136,12 @@ class Interleaving:
         assert await behind[0] == 2
         assert await desk.lines() == ["alone before", "behind"]
 
+    async def test_who_would_go_on_alone_after_its_time_is_ended_all_the_same(self, desk: Stub[Desk]) -> None:
+        async with asyncio.timeout(4.0):
+            with pytest.raises(DurableError, match=r"no end within 0\.5 s|was reset"):
+                await desk.add_alone_whatever_comes("late")
+        assert await desk.lines() == []
+
     async def test_a_start_is_over_before_the_first_turn_begins(self, backend: Backend) -> None:
         stub = backend.namespace(Starting).get("acme", f"s-{secrets.token_hex(6)}")
         outcomes = await outcomes_of(stub.lines(), stub.add("first"), stub.add_in_steps("second"))
