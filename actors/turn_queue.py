@@ -19,7 +19,8 @@ QUEUE_TENANT = "_service"
 QUEUE_NAME = "turns"
 #: What does not fit is offered again.
 WAITING_MAX = 10_000
-TAKE_WAIT_MAX_S = 20.0
+#: Shorter than whoever looks after objects waits for one to be still (5 s).
+TAKE_WAIT_MAX_S = 3.0
 
 migrations = Migrations("turn_queue")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors import LocalBackend, TurnQueue, turn_queue
+from actors.runtime.custody import HOLD_WAIT_S
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
@@ -95,3 +96,7 @@ async def test_the_queue_outlives_its_host(tmp_path: Path) -> None:
         else:
             assert await _taken(queue) == ["t1"]
         backend.close()
+
+
+def test_a_runner_that_waits_lets_the_queue_be_looked_after() -> None:
+    assert turn_queue.TAKE_WAIT_MAX_S < HOLD_WAIT_S
