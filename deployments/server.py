@@ -36,6 +36,7 @@ from typing import Any, Final, TextIO
 import psutil
 
 from deployments import fast_http, run_lock
+from deployments.free_port import free_port
 from deployments.leftovers import RECORD_NAME, RunRecord, end, processes_of
 
 # Objects travel in messages, not in Ray's shared memory: 200 MB is room to spare, and Ray refuses less than 75 MB.
@@ -217,7 +218,7 @@ class _Server:
         shim = runtime_dir / fast_http.SHIM_NAME
         shim.write_text(fast_http.haproxy_shim(haproxy=haproxy, runtime_dir=runtime_dir), encoding="utf-8")
         shim.chmod(0o700)
-        environ.update(fast_http.fast_http_environment(runtime_dir=runtime_dir, fallback_port=_free_port()))
+        environ.update(fast_http.fast_http_environment(runtime_dir=runtime_dir, fallback_port=free_port()))
         _require_settings_read()
 
         with self._step("Ray"):
@@ -419,13 +420,6 @@ def _remove_runtime_dir(runtime_dir: Path) -> None:
     # The name comes from a file: remove only what this module made.
     if (runtime_dir / fast_http.SHIM_NAME).is_file():
         shutil.rmtree(runtime_dir, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _listener(port: int) -> str:

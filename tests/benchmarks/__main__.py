@@ -11,9 +11,10 @@ import datetime
 import tempfile
 from pathlib import Path
 
+from deployments.free_port import free_port
 from tests.benchmarks import chat, machine
 from tests.benchmarks.report import Row, table
-from tests.integration.conftest import Service, free_port
+from tests.integration.conftest import Service
 
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
 KEY = "sk-bench"

@@ -22,9 +22,10 @@ import httpx
 import psutil
 import pytest
 
+from deployments.free_port import free_port
 from deployments.leftovers import RunRecord
 from tests.integration.calls import new_session, ok, unique
-from tests.integration.conftest import Service, free_port
+from tests.integration.conftest import Service
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 #: For the start of the service, and for each round, on a machine that does much else.

@@ -14,8 +14,9 @@ import httpx
 import psutil
 import pytest
 
+from deployments.free_port import free_port
 from tests.integration.calls import contents, eventually, found_by, ingest, new_session, ok, pdf, say, unique, upload
-from tests.integration.conftest import Service, free_port
+from tests.integration.conftest import Service
 
 #: Two starts of the whole service, on a machine that may do other things as well.
 TIMEOUT_S = 600

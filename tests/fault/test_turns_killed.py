@@ -17,8 +17,9 @@ import pytest
 import yaml
 from httpx_sse import aconnect_sse
 
+from deployments.free_port import free_port
 from tests.integration.calls import eventually, ok, unique
-from tests.integration.conftest import Service, configured, free_port
+from tests.integration.conftest import Service, configured
 from tests.integration.scripted_model import KEY, MODEL, ScriptedModel, answer, piece, question, scripted_model
 
 #: The start of the service, and a test, on a machine that may do other things as well.

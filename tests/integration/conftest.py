@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 import yaml
 
 from deployments.fast_http import client_environment
+from deployments.free_port import free_port
 from tests.integration.scripted_model import KEY, MODEL, ScriptedModel, scripted_model
 
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
@@ -169,12 +169,6 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.integration.conftest import free_port
+from deployments.free_port import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFEST = REPOSITORY / "configs" / "kuberay" / "rayservice.yaml"

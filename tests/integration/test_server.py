@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
+from deployments.free_port import free_port
 
 SCRIPT = Path(__file__).with_name("tiny_service.py")
 BANNER = "the tiny service is up"
@@ -83,13 +84,6 @@ def lives(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def refusal(port: int, data_dir: Path) -> str:
