@@ -9,7 +9,7 @@ It does not know when a turn may run, or what becomes of it when something fails
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -24,7 +24,6 @@ from deployments.chat_request import (
     ChatMessage,
     ChatRequest,
     Finished,
-    ModelEvent,
     ModelOptions,
     TextDelta,
     ToolCall,
@@ -33,6 +32,7 @@ from deployments.chat_request import (
 from deployments.documents import passage_of, source_of
 from deployments.errors import ModelUnavailable
 from deployments.generation import Generation, GenerationLimits
+from deployments.model_client import Models
 from deployments.prompt import Prompt
 from deployments.tool import ToolContext
 from deployments.toolbox import ToolBox, ToolResult
@@ -50,11 +50,11 @@ class Answers:
         *,
         objects: Objects,
         tenants: Mapping[str, TenantConfig],
-        model: DeploymentHandle,
+        model: Models,
         search: DeploymentHandle,
     ) -> None:
         self._tenants = tenants
-        self._model = model.options(stream=True)
+        self._model = model
         self._search = search
         self._counters = token_count.counters_of(tenants, model)
         self._boxes: dict[str, ToolBox | None] = {
@@ -130,7 +130,7 @@ class Answers:
             calls_per_step_max=tenant.tools.calls_per_step_max,
             tool_tokens_max=tenant.tool_tokens,
         )
-        return Generation(stream=self._ask, request=asked, toolbox=box, context=context, limits=limits)
+        return Generation(stream=self._model.stream, request=asked, toolbox=box, context=context, limits=limits)
 
     def _tools(self, tenant_name: str, request: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
         """The service's own, then those that the client brings."""
@@ -142,14 +142,6 @@ class Answers:
             if spec.name in taken:
                 raise InvalidArgument("tools", spec.name, "is what a tool of the service is called")
         return (*own, *brought)
-
-    async def _ask(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
-        answer = self._model.stream.remote(request)
-        try:
-            async for event in answer:
-                yield event
-        finally:
-            answer.cancel()  # nobody else tells the model's replica that its listener has gone
 
 
 class Answer:

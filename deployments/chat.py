@@ -26,6 +26,7 @@ from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.answers import Answers
 from deployments.errors import ModelUnavailable
+from deployments.model_client import ModelClient, Models
 from deployments.question import Asked, Question, can_be_gone_on_with, new_turn_id
 from deployments.sessions import Sessions
 from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
@@ -48,7 +49,7 @@ class Chat:
         *,
         connect: Callable[[], Objects],
         tenants: Mapping[str, TenantConfig],
-        model: DeploymentHandle,
+        model: Models,
         search: DeploymentHandle,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -107,7 +108,7 @@ class Chat:
 
     async def ready(self) -> bool:
         """Raises what keeps the model from being asked."""
-        return bool(await self._model.ready.remote())
+        return await self._model.ready()
 
     async def drain(self, within_s: float = DRAIN_S) -> None:
         """Takes no more lost turns, lets those that run come to their end, and then ends them or gives them back."""
@@ -175,6 +176,16 @@ class Chat:
 
 class ChatReplica(Chat):
     """As Serve runs it."""
+
+    def __init__(
+        self,
+        *,
+        connect: Callable[[], Objects],
+        tenants: Mapping[str, TenantConfig],
+        model: DeploymentHandle,
+        search: DeploymentHandle,
+    ) -> None:
+        super().__init__(connect=connect, tenants=tenants, model=ModelClient.here(model), search=search)
 
     async def __del__(self) -> None:
         # Serve awaits it, before it ends the replica.

@@ -22,7 +22,7 @@ from configs.errors import ConfigError
 from configs.tenant import TenantConfig
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+    from deployments.model_client import Models
 
 #: English has about four bytes a token; code, a small vocabulary or scripts of few bytes a character have fewer.
 BYTES_PER_TOKEN = 3
@@ -53,14 +53,13 @@ class Estimated:
 
 
 class CountedByModel:
-    """For the embedded model, which is asked by its deployment's handle."""
+    """For the embedded model, which is asked."""
 
-    def __init__(self, model: DeploymentHandle) -> None:
+    def __init__(self, model: Models) -> None:
         self._model = model
 
     async def count(self, texts: Sequence[str]) -> list[int]:
-        counts: list[int] = await self._model.count_tokens.remote(list(texts))
-        return counts
+        return await self._model.count_tokens(texts)
 
 
 class CountedByTokenizer:
@@ -106,7 +105,7 @@ class Remembered:
         return [known[key] for key in keys]
 
 
-def counters_of(tenants: Mapping[str, TenantConfig], model: DeploymentHandle) -> dict[str, TokenCounter]:
+def counters_of(tenants: Mapping[str, TenantConfig], model: Models) -> dict[str, TokenCounter]:
     """A counter for each tenant; tenants of one model share one."""
     shared: dict[Path | None, TokenCounter] = {}
     counters: dict[str, TokenCounter] = {}

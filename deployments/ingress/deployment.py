@@ -18,6 +18,7 @@ from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.ingress import app
 from deployments.ingress.services import Services
+from deployments.model_client import ModelClient
 
 #: An open stream holds one for as long as it is open; Serve's own default is 5.
 REQUESTS_AT_ONCE_MAX = 500
@@ -44,7 +45,7 @@ class Ingress:
             tenants=tenants,
             now=time.time,
             chat=chat,
-            model=model,
+            model=ModelClient.here(model),
             embedding=embedding,
             ingest=ingest,
             search=search,

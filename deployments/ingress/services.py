@@ -15,6 +15,7 @@ from deployments.activity import ActivityLog
 from deployments.idempotency import Idempotency
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
+from deployments.model_client import Models
 from deployments.sessions import Sessions
 from deployments.turns import Turns
 from deployments.usage_log import UsageLog
@@ -35,8 +36,7 @@ class Services:
     idempotency: Idempotency
     usage: UsageLog
     chat: DeploymentHandle
-    #: Its methods stream.
-    model: DeploymentHandle
+    model: Models
     embedding: DeploymentHandle
     ingest: DeploymentHandle
     search: DeploymentHandle
@@ -50,7 +50,7 @@ class Services:
         tenants: Mapping[str, TenantConfig],
         now: Callable[[], float],
         chat: DeploymentHandle,
-        model: DeploymentHandle,
+        model: Models,
         embedding: DeploymentHandle,
         ingest: DeploymentHandle,
         search: DeploymentHandle,
@@ -69,8 +69,7 @@ class Services:
             idempotency=Idempotency(objects, now),
             usage=UsageLog(objects, now),
             chat=chat,
-            # Made once: a handle with other options has a router of its own.
-            model=model.options(stream=True),
+            model=model,
             embedding=embedding,
             ingest=ingest,
             search=search,

@@ -15,9 +15,11 @@ from ray import serve
 from actors.message import Message
 from deployments.chat_client import ChatClient
 from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.embedded_client import EmbeddedClient
 from deployments.embedded_model import MODEL_NAME, EmbeddedServer, EmbeddedSettings, packaged_weights
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.model import ModelDeployment
+from deployments.model_client import ModelClient
 from deployments.prompt import build
 
 SETTINGS = EmbeddedSettings(parallel=4, context_tokens=1024, waiting_max=2)
@@ -226,22 +228,30 @@ def handle() -> Iterator[Any]:
     ray.shutdown()
 
 
-async def through_serve(handle: Any, request: ChatRequest) -> list[ModelEvent]:
-    return [event async for event in handle.options(stream=True).stream.remote(request)]
+@pytest.fixture(params=["of its node", "of another node"])
+def asker(handle: Any, request: pytest.FixtureRequest) -> ModelClient:
+    """What asks the deployment's model: itself, or by way of the deployment."""
+    if request.param == "of its node":
+        return ModelClient.here(handle)
+    return ModelClient(handle, node_id="another", environ={})
 
 
-async def test_an_answer_streams_through_serve(handle: Any) -> None:
-    events = await through_serve(handle, FRANCE)
+async def events_of(asker: ModelClient, request: ChatRequest) -> list[ModelEvent]:
+    return [event async for event in asker.stream(request)]
+
+
+async def test_an_answer_streams_through_serve(asker: ModelClient) -> None:
+    events = await events_of(asker, FRANCE)
 
     assert "Paris" in text_of(events)
     assert isinstance(events[-1], Finished)
 
 
-async def test_an_error_comes_through_serve_as_its_own_class_with_its_fields(handle: Any) -> None:
+async def test_an_error_is_of_its_own_class_with_its_fields(asker: ModelClient) -> None:
     with pytest.raises(ModelRefused) as refused:
-        await through_serve(handle, question("word " * 2_000))
+        await events_of(asker, question("word " * 2_000))
     with pytest.raises(ModelUnavailable) as unavailable:
-        await through_serve(handle, replace(FRANCE, base_url="http://127.0.0.1:1/v1", model="m"))
+        await events_of(asker, replace(FRANCE, base_url="http://127.0.0.1:1/v1", model="m"))
 
     assert refused.value.code == ModelRefused.CONTEXT_LENGTH
     assert refused.value.retry_after_s is None
@@ -250,24 +260,23 @@ async def test_an_error_comes_through_serve_as_its_own_class_with_its_fields(han
     assert unavailable.value.retryable
 
 
-async def test_a_server_that_is_named_needs_the_name_of_a_model(handle: Any) -> None:
+async def test_a_server_that_is_named_needs_the_name_of_a_model(asker: ModelClient) -> None:
     with pytest.raises(ModelRefused, match="name of a model"):
-        await through_serve(handle, replace(FRANCE, base_url="http://127.0.0.1:1/v1"))
+        await events_of(asker, replace(FRANCE, base_url="http://127.0.0.1:1/v1"))
 
 
-async def test_cancelled_answers_make_room_for_others(handle: Any) -> None:
+async def test_closed_answers_make_room_for_others(asker: ModelClient) -> None:
     async with asyncio.timeout(60):
         for _ in range(SETTINGS.parallel + SETTINGS.waiting_max + 2):
-            stream = handle.options(stream=True).stream.remote(STORY)
-            assert isinstance(await anext(stream), TextDelta)
-            stream.cancel()
+            async with contextlib.aclosing(asker.stream(STORY)) as stream:
+                assert isinstance(await anext(stream), TextDelta)
 
-        assert "Paris" in text_of(await through_serve(handle, FRANCE))
+        assert "Paris" in text_of(await events_of(asker, FRANCE))
 
 
-async def test_more_than_may_wait_are_turned_away_at_once(handle: Any) -> None:
+async def test_more_than_may_wait_are_turned_away_at_once(asker: ModelClient) -> None:
     places = SETTINGS.parallel + SETTINGS.waiting_max
-    streams = [handle.options(stream=True).stream.remote(STORY) for _ in range(places + 3)]
+    streams = [asker.stream(STORY) for _ in range(places + 3)]
 
     async def first(stream: Any) -> ModelEvent | ModelUnavailable:
         try:
@@ -284,19 +293,32 @@ async def test_more_than_may_wait_are_turned_away_at_once(handle: Any) -> None:
             break
 
     assert turned_away == 3
-    for stream in streams:
-        stream.cancel()
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+    for stream in streams:
+        await stream.aclose()
 
 
-async def test_tokens_are_counted_through_serve(handle: Any) -> None:
-    assert await handle.count_tokens.remote(["Hello world", "Hi"]) == [2, 1]
+async def test_a_model_that_went_elsewhere_is_found_again(handle: Any) -> None:
+    asker = ModelClient.here(handle)
+    assert "Paris" in text_of(await events_of(asker, FRANCE))
+    assert asker._near is not None
+    # What the address of a model that has ended is worth.
+    gone = replace(asker._near.access, base_url="http://127.0.0.1:1/v1", tokenize_url="http://127.0.0.1:1/tokenize")
+    for ask in (lambda: events_of(asker, FRANCE), lambda: asker.count_tokens(["Hello"])):
+        asker._near = EmbeddedClient(gone)
+        with pytest.raises(ModelUnavailable):
+            await ask()
+        assert "Paris" in text_of(await events_of(asker, FRANCE))
 
 
-async def test_the_deployment_says_that_it_is_ready(handle: Any) -> None:
-    assert await handle.ready.remote()
+async def test_tokens_are_counted(asker: ModelClient) -> None:
+    assert await asker.count_tokens(["Hello world", "Hi"]) == [2, 1]
+
+
+async def test_the_deployment_says_that_it_is_ready(asker: ModelClient) -> None:
+    assert await asker.ready()
 
 
 def test_the_embedded_model_has_a_name() -> None:

@@ -16,6 +16,7 @@ from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, ToolsConf
 from deployments.activity import ActivityLog
 from deployments.chat import Chat
 from deployments.documents import Found
+from deployments.model_client import Models
 from deployments.question import Asked, Question
 from deployments.sessions import Sessions
 from deployments.turns import Turns
@@ -89,11 +90,11 @@ class Talk:
         self.library = Library()
         self.search = Handle(self.library)
 
-    def replica(self, model: object) -> Chat:
+    def replica(self, model: Models) -> Chat:
         return Chat(
             connect=lambda: self.objects,
             tenants=self.tenants,
-            model=Handle(model),
+            model=model,
             search=self.search,
             now=self.clock.now,
         )

@@ -27,7 +27,7 @@ def talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
         yield talk
 
 
-class Models:
+class Relay:
     """One model after another: what one request begins is gone on with by the next."""
 
     def __init__(self, *models: EchoModel) -> None:
@@ -42,11 +42,14 @@ class Models:
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [estimate(text) for text in texts]
 
+    async def ready(self) -> bool:
+        return True
+
 
 @pytest.mark.parametrize("failure", [ModelUnavailable("down", 0.01), RayActorError()])
 async def test_an_answer_that_breaks_off_is_gone_on_with(talk: Talk, failure: Exception) -> None:
     talk.library.passages = [passage(1)]
-    models = Models(EchoModel("Be", failure=failure), EchoModel("cau", failure=failure), EchoModel("se", "."))
+    models = Relay(EchoModel("Be", failure=failure), EchoModel("cau", failure=failure), EchoModel("se", "."))
     events = await talk.answer(talk.replica(models), question(tenant=LASTING))
     assert [event["number"] for event in events] == list(range(1, len(events) + 1))
     assert (types_of(events).count("turn.created"), types_of(events).count("sources")) == (1, 1)
@@ -62,7 +65,7 @@ async def test_an_answer_that_breaks_off_is_gone_on_with(talk: Talk, failure: Ex
 
 
 async def test_an_answer_in_a_format_is_not_gone_on_with(talk: Talk) -> None:
-    models = Models(EchoModel('{"a": ', failure=ModelUnavailable("down", 0.01)), EchoModel("1}"))
+    models = Relay(EchoModel('{"a": ', failure=ModelUnavailable("down", 0.01)), EchoModel("1}"))
     options = ModelOptions(response_format={"type": "json_object"})
     events = await talk.answer(talk.replica(models), question(tenant=LASTING, options=options))
     assert events[-1]["type"] == "turn.incomplete"
@@ -72,7 +75,7 @@ async def test_an_answer_in_a_format_is_not_gone_on_with(talk: Talk) -> None:
 
 async def test_the_model_is_told_what_it_was_told_and_what_it_had_said(talk: Talk) -> None:
     talk.library.passages = [passage(1, "Io is a moon.")]
-    models = Models(EchoModel("Be", failure=ModelUnavailable("down", 0.01)), EchoModel("cause"))
+    models = Relay(EchoModel("Be", failure=ModelUnavailable("down", 0.01)), EchoModel("cause"))
     await talk.answer(talk.replica(models), question(tenant=LASTING, max_tokens=50))
     first, second = models.requests
     assert (first.continues, second.continues) == (False, True)
@@ -85,7 +88,7 @@ async def test_the_model_is_told_what_it_was_told_and_what_it_had_said(talk: Tal
 
 
 async def test_an_answer_that_has_all_its_tokens_is_at_its_end(talk: Talk) -> None:
-    models = Models(EchoModel("Be", "cause", failure=ModelUnavailable("down", 0.01)))
+    models = Relay(EchoModel("Be", "cause", failure=ModelUnavailable("down", 0.01)))
     events = await talk.answer(talk.replica(models), question(tenant=LASTING, max_tokens=2))
     assert (types_of(events)[-1], events[-1]["data"]["finish_reason"]) == ("turn.completed", "length")
     assert text_of(events) == "Because"
@@ -94,13 +97,13 @@ async def test_an_answer_that_has_all_its_tokens_is_at_its_end(talk: Talk) -> No
 
 @pytest.mark.parametrize("failure", [ModelTimeout(30), ModelRefused("no", None), ModelUnavailable("busy", 60.0)])
 async def test_what_would_fail_again_is_not_gone_on_with(talk: Talk, failure: Exception) -> None:
-    models = Models(EchoModel("Be", failure=failure))
+    models = Relay(EchoModel("Be", failure=failure))
     events = await talk.answer(talk.replica(models), question(tenant=LASTING))
     assert (types_of(events)[-1], text_of(events)) == ("turn.incomplete", "Be")
 
 
 async def test_a_model_that_breaks_off_for_ever_is_asked_as_often_as_the_tenant_may(talk: Talk) -> None:
-    models = Models(*(EchoModel("x", failure=ModelUnavailable("down", 0.01)) for _ in range(3)))
+    models = Relay(*(EchoModel("x", failure=ModelUnavailable("down", 0.01)) for _ in range(3)))
     events = await talk.answer(talk.replica(models), question(tenant=LASTING))
     assert (types_of(events)[-1], text_of(events)) == ("turn.incomplete", "xxx")
     assert events[-1]["data"]["error"]["code"] == "ModelUnavailable"

@@ -28,7 +28,7 @@ from deployments.keyring import Keyring
 from deployments.limiter import Limiter
 from deployments.question import Asked, Question
 from tests.openapi import resolved
-from tests.unit.handles import SCOPES, FailingObjects, Handle, tenant
+from tests.unit.handles import SCOPES, EchoModel, FailingObjects, Handle, tenant
 
 CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100, query_chars_max=50))
 JSON = {"content-type": "application/json"}
@@ -119,7 +119,7 @@ def services_with(objects: FailingObjects, behind: Handle, clock: ManualClock) -
         tenants=TENANTS,
         now=clock.now,
         chat=behind,
-        model=behind,
+        model=EchoModel(),
         embedding=behind,
         ingest=behind,
         search=behind,

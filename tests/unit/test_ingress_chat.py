@@ -57,7 +57,7 @@ class Served:
             idempotency=Idempotency(talk.objects, talk.clock.now),
             usage=UsageLog(talk.objects, talk.clock.now),
             chat=self.chat,
-            model=unused,
+            model=self.model,
             embedding=unused,
             ingest=unused,
             search=unused,

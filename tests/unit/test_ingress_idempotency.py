@@ -19,7 +19,7 @@ from deployments.ingress import app as ingress
 from deployments.ingress.documents import KEYED_DOCUMENTS_MAX
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
-from tests.unit.handles import FailingObjects, Handle, tenant
+from tests.unit.handles import EchoModel, FailingObjects, Handle, tenant
 
 TENANTS = {"acme": tenant("acme"), "demo": tenant("demo")}
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
@@ -69,7 +69,7 @@ def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float
         tenants=TENANTS,
         now=now,
         chat=behind,
-        model=behind,
+        model=EchoModel(),
         embedding=behind,
         ingest=behind,
         search=behind,

@@ -21,7 +21,7 @@ from deployments.token_count import (
     estimate,
     size_bytes_of,
 )
-from tests.unit.handles import EchoModel, Handle, tenant
+from tests.unit.handles import EchoModel, tenant
 
 #: A tokenizer.json that cuts its texts and fills them up, as one made for embedding does.
 TOKENIZER = packaged_model() / "tokenizer.json"
@@ -89,14 +89,14 @@ async def test_each_tenant_has_the_counter_of_its_model() -> None:
             "known": tenant("known", model=with_tokenizer(TOKENIZER)),
             "same": tenant("same", model=with_tokenizer(TOKENIZER)),
         },
-        Handle(EchoModel()),
+        EchoModel(),
     )
     assert counters["own"] is counters["also"]
     assert isinstance(counters["elsewhere"], Estimated)
     assert counters["known"] is counters["same"] is not counters["own"]
     assert await counters["known"].count(["hello world"]) == [2]
     assert await counters["own"].count(["hello world"]) == [estimate("hello world")]
-    assert await CountedByModel(Handle(EchoModel())).count(["x"]) == [1]
+    assert await CountedByModel(EchoModel()).count(["x"]) == [1]
 
 
 def test_a_file_that_is_no_tokenizer_is_refused_by_file_and_field(tmp_path: Path) -> None:

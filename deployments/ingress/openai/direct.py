@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,16 +96,15 @@ async def _pieces(services: Services, tenant: str, model: str, asked: ChatReques
     """What the model says. Its tokens count for the tenant, however it ends."""
     said = 0
     finished: Finished | None = None
-    answer = services.model.stream.remote(asked)
     try:
-        async for event in answer:
-            said += 1
-            finished = event if isinstance(event, Finished) else None
-            yield event
+        async with aclosing(services.model.stream(asked)) as answer:
+            async for event in answer:
+                said += 1
+                finished = event if isinstance(event, Finished) else None
+                yield event
         if finished is None:
             raise ModelUnavailable("the answer broke off", 1.0)
     finally:
-        answer.cancel()  # nobody else tells the model's replica that its listener has gone
         if finished is not None:
             services.usage.note(tenant, model, input_tokens=finished.input_tokens, output_tokens=finished.output_tokens)
         elif said:

@@ -68,7 +68,6 @@ class Lab:
         self.talk = talk
         self.model = LabModel(*PIECES)
         self.embedder = LabEmbedder()
-        self.model_handle = Handle(self.model)
         self.chat = Handle(talk.replica(self.model))
         self.services = Services(
             config=CONFIG,
@@ -82,7 +81,7 @@ class Lab:
             idempotency=Idempotency(talk.objects, talk.clock.now),
             usage=UsageLog(talk.objects, talk.clock.now),
             chat=self.chat,
-            model=self.model_handle,
+            model=self.model,
             embedding=Handle(self.embedder),
             ingest=Handle(object()),
             search=talk.search,

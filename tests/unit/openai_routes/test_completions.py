@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import openai
@@ -14,7 +15,7 @@ from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
-from tests.unit.talk import passage, until
+from tests.unit.talk import passage
 
 ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Why?"}]
 CALL = ToolCall(id="call_1", name="look_up", arguments='{"word": "fish"}')
@@ -220,13 +221,11 @@ async def test_a_client_that_goes_away_stops_the_model(client: openai.AsyncOpenA
     )
     heard = [(await anext(events))["type"], (await anext(events))["type"]]
     assert heard == ["turn.created", "text.delta"]
+    listening = asyncio.create_task(anext(events))
     await lab.model.stalled.wait()
-    await events.aclose()
-
-    async def is_stopped() -> bool:
-        return lab.model.stopped == 1
-
-    await until(is_stopped)
+    listening.cancel()
+    await asyncio.wait({listening})
+    assert lab.model.stopped == 1
     assert await used(lab) == [("embedded", 1, 1)]
 
 
