@@ -11,7 +11,6 @@ import ray
 
 from actors.runtime import host
 from actors.runtime.backend_ray.backend import RayBackend
-from actors.runtime.backend_ray.door import Door, DoorAddress
 from actors.runtime.backend_ray.named import LOG_FORMAT, NAMESPACE, call_after_start
 from actors.runtime.call import Call, HostRetired, Reply
 from actors.runtime.errors import SlotOwned
@@ -36,7 +35,6 @@ class ObjectHost(host.ObjectHost):
         self._stubs: RayBackend | None = None
         self._waking: asyncio.Task[None] | None = None
         self._locks: list[SlotLock] = []
-        self._door: Door | None = None
         slots = cluster.settings.slots
         objects_dir = cluster.data_dir / "objects"
         if dedicated is None:
@@ -75,7 +73,6 @@ class ObjectHost(host.ObjectHost):
             elsewhere=placement.is_dedicated if dedicated is None else lambda _: False,
         )
         context = ray.get_runtime_context()
-        self._node_id: str = context.get_node_id()
         self._owner = f"{name} (Ray session {context.get_session_name()}, actor {context.get_actor_id()})"
         self._is_dedicated = dedicated is not None
         try:
@@ -108,18 +105,6 @@ class ObjectHost(host.ObjectHost):
             except (SlotOwned, HostRetired):
                 await asyncio.sleep(ACQUIRE_WAIT_S)
         self.begin()
-
-    async def door(self) -> DoorAddress | None:
-        """Where callers of this node can reach it without Ray; None if this system has nothing of the kind."""
-        if self._door is None and Door.can_be():
-            door = self._door = Door(self.name, self._node_id, self._serve)
-            await door.open()
-        return None if self._door is None else self._door.address
-
-    async def _serve(self, operation: str, argument: Any) -> Any:
-        if operation == "batch":
-            return await self.batch(argument)
-        return await self.wait(argument)
 
     async def batch(self, calls: list[Call]) -> list[Reply]:
         self._before_call()
