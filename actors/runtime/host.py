@@ -215,6 +215,10 @@ class ObjectHost:
         return turns
 
     async def batch(self, calls: list[Call]) -> list[Reply]:
+        """As `answer`, for whoever awaits it."""
+        return self.answer(calls)
+
+    def answer(self, calls: list[Call]) -> list[Reply]:
         """Runs calls and replies to each that is done, once its writes are durable.
 
         A call that waits for something, or behind something that does, answers `PENDING` with a ticket, so that it
