@@ -8,6 +8,7 @@ together share one transaction, each behind a savepoint; their replies are held 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
@@ -172,13 +173,27 @@ class Activation:
         self.last_used_s = services.clock.monotonic()
         return held
 
-    def commit(self, held: list[Turn]) -> None:
-        """Makes what `held` wrote durable and lets the replies go; or resets the object, and none of them leaves."""
+    def begin_commit(self, begin: Callable[[ObjectId, Storage], Callable[[], None]] | None) -> Callable[[], None]:
+        """Begins to make what turns wrote durable, as `begin` does it. Returns what waits until it is."""
+        if self.instance is None:
+            return _do_nothing
+        storage = self.instance.storage
+        if begin is None or storage.alarm.changed or storage.delete_requested:
+            # The index of alarms goes before it or after it, and belongs to the host's loop.
+            return functools.partial(self._commit, storage)
+        return begin(self.id, storage)
+
+    def commit(self, held: list[Turn], committed: Callable[[], None]) -> None:
+        """Lets the replies go once what `held` wrote is durable; or resets the object, and none of them leaves.
+
+        Args:
+            held: from `run_waiting`.
+            committed: from `begin_commit`.
+        """
         if self.instance is None:
             return
-        storage = self.instance.storage
         try:
-            self._commit(storage)
+            committed()
         except DurableError as error:
             self._reset(error, held, self.instance)
             return
@@ -443,3 +458,7 @@ class Activation:
 
     def _meaning(self, error: Exception) -> DurableError:
         return error if isinstance(error, DurableError) else ObjectReset(self._key, f"the turn failed: {error}")
+
+
+def _do_nothing() -> None:
+    pass

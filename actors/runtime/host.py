@@ -22,6 +22,7 @@ from actors.runtime.activation import Activation
 from actors.runtime.alarms import AlarmIndex, entry_of
 from actors.runtime.call import PENDING, Call, HostRetired, NotOwner, Reply, raised, returned, unpack
 from actors.runtime.clock import Clock, SystemClock
+from actors.runtime.commits import Commits
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
 from actors.runtime.gates import Gate
 from actors.runtime.namespace import Objects
@@ -131,6 +132,8 @@ class ObjectHost:
         self._judges = judges
         self._mark_path = mark_path
         self._watch = Watch(settings.slow_turn_ms)
+        commit = commit or _commit
+        self._commits = Commits(commit)
         self._services = HostServices(
             clock=self._clock,
             alarms=self.alarms,
@@ -144,7 +147,7 @@ class ObjectHost:
                 schemas=self._schemas,
                 objects=objects,
             ).open,
-            commit=commit or _commit,
+            commit=commit,
             resume=self._resume,
             chance=chance,
             mailbox_age_max_s=settings.mailbox_age_max_s,
@@ -212,6 +215,10 @@ class ObjectHost:
         return turns
 
     async def batch(self, calls: list[Call]) -> list[Reply]:
+        """As `answer`, for whoever awaits it."""
+        return self.answer(calls)
+
+    def answer(self, calls: list[Call]) -> list[Reply]:
         """Runs calls and replies to each that is done, once its writes are durable.
 
         A call that waits for something, or behind something that does, answers `PENDING` with a ticket, so that it
@@ -418,6 +425,7 @@ class ObjectHost:
         if self._sweeping is not None:
             self._sweeping[1].cancel()
         self._residents.abandon("its host is stopping")
+        self._commits.close()
         if self._watch.mark is not None:
             self._watch.mark.close(remove=True)
 
@@ -461,10 +469,12 @@ class ObjectHost:
         if waiting:
             self._residents.something_runs()
         while waiting:
-            ran = [(activation, activation.run_waiting()) for activation in waiting]
-            for activation, held in ran:
-                if held:
-                    activation.commit(held)
+            ran = [(activation, held) for activation in waiting if (held := activation.run_waiting())]
+            # One alone is committed right here.
+            begin = self._commits.begin if len(ran) > 1 else None
+            committing = [(activation, held, activation.begin_commit(begin)) for activation, held in ran]
+            for activation, held, committed in committing:
+                activation.commit(held, committed)
             waiting = [activation for activation in waiting if activation.runnable]
 
     def _resume(self, activation: Activation) -> None:

@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
+from actors.runtime.backend_ray.door import door_of
 from actors.runtime.backend_ray.link import ActorLink, given
 from actors.runtime.backend_ray.named import NAMESPACE, START_TIMEOUT_S
 from actors.runtime.call import Call, HostRetired, Reply
@@ -29,6 +30,7 @@ class RayBackend:
 
     def __init__(self, control: ActorHandle, cluster: Cluster) -> None:
         self._control = control
+        self._data_dir = cluster.data_dir
         self._specs = {durable_class.__name__: ClassSpec(durable_class) for durable_class in cluster.classes}
         self._placement = Placement(cluster)
         self._pool_links = [self._pool_link(number) for number in range(cluster.hosts)]
@@ -82,7 +84,7 @@ class RayBackend:
                 return self._dedicated_link(where)
             with contextlib.suppress(ValueError):  # it does not live
                 handle = await asyncio.to_thread(ray.get_actor, where.key, namespace=where.class_name)
-                return ActorLink(str(where), given(handle), self._was_retired)
+                return ActorLink(str(where), door_of(self._data_dir, str(where)), given(handle), self._was_retired)
         return self._pool_links[self._placement.pool_host(where)]
 
     def _lane(self, object_id: ObjectId) -> Lane:
@@ -112,7 +114,7 @@ class RayBackend:
             except ValueError as missing:
                 raise HostRetired from missing  # between two deployments; nothing was sent
 
-        return ActorLink(f"host-{number}", find, self._was_retired)
+        return ActorLink(f"host-{number}", door_of(self._data_dir, f"host-{number}"), find, self._was_retired)
 
     def _dedicated_link(self, object_id: ObjectId) -> ActorLink:
         async def find() -> ActorHandle:
@@ -123,7 +125,7 @@ class RayBackend:
             except RayActorError as restarting:
                 raise HostRetired from restarting  # it is the control actor that is away; nothing was sent
 
-        return ActorLink(str(object_id), find, self._was_retired)
+        return ActorLink(str(object_id), door_of(self._data_dir, str(object_id)), find, self._was_retired)
 
     async def _was_retired(self, actor_id: str) -> bool:
         try:

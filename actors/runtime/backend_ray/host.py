@@ -11,6 +11,7 @@ import ray
 
 from actors.runtime import host
 from actors.runtime.backend_ray.backend import RayBackend
+from actors.runtime.backend_ray.door import Door, door_of
 from actors.runtime.backend_ray.named import LOG_FORMAT, NAMESPACE, call_after_start
 from actors.runtime.call import Call, HostRetired, Reply
 from actors.runtime.errors import SlotOwned
@@ -35,6 +36,7 @@ class ObjectHost(host.ObjectHost):
         self._stubs: RayBackend | None = None
         self._waking: asyncio.Task[None] | None = None
         self._locks: list[SlotLock] = []
+        self._door = Door(self.answer, self.wait)
         slots = cluster.settings.slots
         objects_dir = cluster.data_dir / "objects"
         if dedicated is None:
@@ -106,9 +108,14 @@ class ObjectHost(host.ObjectHost):
                 await asyncio.sleep(ACQUIRE_WAIT_S)
         self.begin()
 
-    async def batch(self, calls: list[Call]) -> list[Reply]:
+    async def door(self) -> bool:
+        """Whether callers on this machine may reach it without Ray."""
         self._before_call()
-        return await super().batch(calls)
+        return not self._retired and self._door.open(door_of(self._cluster.data_dir, self.name))
+
+    def answer(self, calls: list[Call]) -> list[Reply]:
+        self._before_call()
+        return super().answer(calls)
 
     async def call(self, call: Call) -> Any:
         self._before_call()
@@ -136,6 +143,7 @@ class ObjectHost(host.ObjectHost):
             if self.inspector.busy or self.idle_for_s < idle_for_s or not self.retire():
                 return False
         self.inspector.close()
+        self._door.close()
         while self._locks:
             self._locks.pop().release(remove=True)
         return True

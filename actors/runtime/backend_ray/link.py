@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
+from actors.runtime.backend_ray.door import Line, connect
 from actors.runtime.call import Call, HostLost, HostRetired, Reply
 
 
 class ActorLink:
-    """The way to one host actor; finds it, and finds it again after it died for good."""
+    """The way to one host actor; finds it, and finds it again after it died for good.
+
+    Calls go through its door where it is on this machine, and by Ray where not.
+    """
 
     def __init__(
         self,
         name: str,
+        door: Path,
         find: Callable[[], Awaitable[ActorHandle]],
         was_retired: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._name = name
+        self._door = door
         self._find = find
         self._was_retired = was_retired
         self._handle: ActorHandle | None = None
+        self._line: Line | None = None
+        #: Or none that this process can reach. The next host of the name may have one.
+        self._has_no_door = False
 
     async def batch(self, calls: list[Call]) -> list[Reply]:
-        replies: list[Reply] = await self._send(lambda handle: handle.batch.remote(calls))
+        replies: list[Reply] = await self._ask(calls, lambda handle: handle.batch.remote(calls))
         return replies
 
     async def wait(self, ticket: str) -> Reply:
         try:
-            reply: Reply = await self._send(lambda handle: handle.wait.remote(ticket))
+            reply: Reply = await self._ask(ticket, lambda handle: handle.wait.remote(ticket))
         except KeyError:
             raise HostLost(self._name, "it was restarted while the call was under way") from None
         except HostRetired as retired:
@@ -42,6 +52,33 @@ class ActorLink:
     async def inspect(self, operation: str, arguments: dict[str, Any]) -> Any:
         return await self._send(lambda handle: handle.inspect.remote(operation, arguments))
 
+    async def _ask(self, asked: list[Call] | str, send: Callable[[ActorHandle], Awaitable[Any]]) -> Any:
+        """Asks at the host's door, or else by Ray."""
+        if not self._has_no_door and (self._line is None or not self._line.is_usable):
+            await self._find_door()
+        line, handle = self._line, self._handle
+        answer = None if line is None else line.ask(asked)
+        if answer is None:
+            return await self._send(send)
+        try:
+            return await answer
+        except HostLost as lost:
+            if handle is not None and await self._was_retired(handle._actor_id.hex()):
+                raise HostRetired from lost
+            raise
+
+    async def _find_door(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        try:
+            has_door = await self._send(lambda handle: handle.door.remote())
+        except HostLost as lost:
+            raise HostRetired from lost  # what is to be sent was not
+        line = await connect(self._name, self._door) if has_door else None
+        self._has_no_door = line is None
+        self._line = line
+
     async def _send(self, send: Callable[[ActorHandle], Awaitable[Any]]) -> Any:
         handle = self._handle or await self._find()
         self._handle = handle
@@ -49,7 +86,7 @@ class ActorLink:
             return await send(handle)
         except ActorDiedError as died:
             if self._handle is handle:
-                self._handle = None
+                self._handle, self._has_no_door = None, False
             if await self._was_retired(handle._actor_id.hex()):
                 raise HostRetired from died
             raise HostLost(self._name, "its host ended") from died
