@@ -44,6 +44,8 @@ class EmbeddedClient:
         self.access = access
         self._client = ChatClient(environ={}, trust_environment=False)
         self._taken = 0
+        #: It did not answer when it was last asked.
+        self.may_be_away = False
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
         """Yields the answer's pieces and then one `Finished`.
@@ -62,6 +64,9 @@ class EmbeddedClient:
             async with contextlib.aclosing(answer) as events:
                 async for event in events:
                     yield event
+        except ModelUnavailable:
+            self.may_be_away = True
+            raise
         finally:
             self._taken -= 1
 
@@ -71,9 +76,13 @@ class EmbeddedClient:
         Raises:
             ModelUnavailable: the model does not answer.
         """
-        return await self._client.count_tokens(
-            texts, url=self.access.tokenize_url, api_key=self.access.api_key, timeout_s=COUNT_TIMEOUT_S
-        )
+        try:
+            return await self._client.count_tokens(
+                texts, url=self.access.tokenize_url, api_key=self.access.api_key, timeout_s=COUNT_TIMEOUT_S
+            )
+        except ModelUnavailable:
+            self.may_be_away = True
+            raise
 
     async def is_well(self) -> bool:
         return await self._client.get_ok(self.access.health_url, timeout_s=HEALTH_TIMEOUT_S)

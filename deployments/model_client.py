@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.chat_client import ChatClient
 from deployments.chat_request import ChatRequest, ModelEvent
 from deployments.embedded_client import EmbeddedClient
-from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.errors import ModelError, ModelRefused, ModelUnavailable
 
 LOST_RETRY_AFTER_S = 1.0
 
@@ -68,14 +68,10 @@ class ModelClient:
             ModelError: there is no embedded model, or it does not answer.
         """
         near = await self._embedded()
-        if near is None:
-            counts: list[int] = await self._model.count_tokens.remote(list(texts))
-            return counts
-        try:
+        if near is not None:
             return await near.count_tokens(texts)
-        except ModelUnavailable:
-            self._forget(near)
-            raise
+        counts: list[int] = await self._model.count_tokens.remote(list(texts))
+        return counts
 
     async def ready(self) -> bool:
         """Raises what keeps the embedded model from being asked."""
@@ -87,16 +83,7 @@ class ModelClient:
                 raise ModelRefused(f"the server {request.base_url} needs the name of a model")
             return self._named.stream(request, base_url=request.base_url, model=request.model)
         near = await self._embedded()
-        return self._from_far(request) if near is None else self._from_near(near, request)
-
-    async def _from_near(self, near: EmbeddedClient, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
-        try:
-            async with contextlib.aclosing(near.stream(request)) as events:
-                async for event in events:
-                    yield event
-        except ModelUnavailable:
-            self._forget(near)  # it may be somewhere else by now
-            raise
+        return self._from_far(request) if near is None else near.stream(request)
 
     async def _from_far(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
         answer = self._far.stream.remote(request)
@@ -108,19 +95,18 @@ class ModelClient:
 
     async def _embedded(self) -> EmbeddedClient | None:
         """None if it is on another node."""
-        if self._near is None:
+        if self._near is None or self._near.may_be_away:
             try:
                 access = await self._model.access.remote()
+            except ModelError:
+                raise  # what the deployment says, which Ray makes an error of its own class too
             except RayError as lost:
-                raise ModelUnavailable(
-                    f"the embedded model is away ({type(lost).__name__})", LOST_RETRY_AFTER_S
-                ) from None
+                problem = f"the embedded model is away ({type(lost).__name__})"
+                raise ModelUnavailable(problem, LOST_RETRY_AFTER_S) from None
             if access.node_id != self._node_id:
                 return None
-            # Others may have asked meanwhile; all are to share one, which counts them.
-            self._near = self._near or EmbeddedClient(access)
+            # All that ask are to share one, which counts them.
+            if self._near is None or self._near.access != access:
+                self._near = EmbeddedClient(access)
+            self._near.may_be_away = False
         return self._near
-
-    def _forget(self, near: EmbeddedClient) -> None:
-        if self._near is near:
-            self._near = None
