@@ -51,7 +51,6 @@ class ToolCallPieces:
 
     def take(self, pieces: object) -> bool:
         """Adds what one chunk of the stream says of calls. False if it says nothing."""
-        # The package builds chunks without checking them, so each field may hold anything.
         if not isinstance(pieces, list) or not pieces:
             return False
         for piece in pieces:
@@ -72,9 +71,9 @@ class ToolCallPieces:
         return calls
 
     def _add(self, piece: object) -> None:
-        index, call_id = getattr(piece, "index", None), getattr(piece, "id", None)
-        function = getattr(piece, "function", None)
-        name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
+        index, call_id = field_of(piece, "index"), field_of(piece, "id")
+        function = field_of(piece, "function")
+        name, arguments = field_of(function, "name"), field_of(function, "arguments")
         begun = self._begun_at(
             index if isinstance(index, int) else None,
             call_id if isinstance(call_id, str) and call_id else None,
@@ -116,6 +115,11 @@ class ToolCallPieces:
             call_id = f"call_{number}"
         self._taken.add(call_id)
         return call_id
+
+
+def field_of(value: object, name: str) -> object:
+    """A field of a JSON object; None where there is none, or the value is something else."""
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def arguments_of(text: str) -> dict[str, object] | None:
