@@ -26,7 +26,7 @@ from deployments.answers import Answer, Answers
 from deployments.chat_request import Finished
 from deployments.errors import ModelError, ModelTimeout, ModelUnavailable, ServiceError
 from deployments.question import can_be_gone_on_with
-from deployments.turn_writer import TurnWriter
+from deployments.turn_writer import Pace, TurnWriter
 
 logger = logging.getLogger("mobula.chat")
 
@@ -63,6 +63,7 @@ class TurnRunner:
         self._tenants = tenants
         self._answers = answers
         self._activity = activity
+        self._pace = Pace()
         self._ending = asyncio.Event()
 
     def end(self) -> None:
@@ -96,7 +97,7 @@ class TurnRunner:
     async def _attempt(self, session: Stub[ChatSession], claim: Claim) -> float | None:
         """Returns the pause after which the turn is to be claimed again; None if it is over."""
         turn_id, attempt = claim["turn_id"], claim["attempt"]
-        writer = TurnWriter(session, claim)
+        writer = TurnWriter(session, claim, pace=self._pace)
         failure: Exception | None = None
         finished: Finished | None = None
         loop = asyncio.get_running_loop()

@@ -23,8 +23,13 @@ from actors.turn import CONTENT, Claim, EventType, NewEvent, Usage
 
 #: Before the answer begins: the model is asked first, and the first word of a quick one goes with what went before it.
 FIRST_WAIT_S = 0.1
-#: Between two batches. Short enough for a reader to see text flow; each costs a commit, and a message to each reader.
+#: Between two batches of an answer. Short enough for a reader to see text flow; each costs a commit, and a message to
+#: each reader, on the cores that the model needs.
 FLUSH_EVERY_S = 0.08
+#: Between two batches of any answers of one process, on average.
+FLUSH_ANY_EVERY_S = 0.04
+#: However many answers there are.
+FLUSH_PAUSE_MAX_S = 0.4
 #: Pieces that are not kept waiting.
 FLUSH_PIECES = 16
 #: Characters that may wait before the one who adds them does.
@@ -32,6 +37,24 @@ WAITING_CHARS_MAX = 256 * 1024
 #: How long one batch is tried. The claim has lapsed by then.
 WRITE_WITHIN_S = 20.0
 RETRY_PAUSE_S = 0.5
+
+
+class Pace:
+    """How long the writers of one process pause between two batches: the longer the more of them there are."""
+
+    def __init__(self, flush_every_s: float = FLUSH_EVERY_S) -> None:
+        self._flush_every_s = flush_every_s
+        self._writers = 0
+
+    def enter(self) -> None:
+        self._writers += 1
+
+    def leave(self) -> None:
+        self._writers -= 1
+
+    @property
+    def pause_s(self) -> float:
+        return max(self._flush_every_s, min(self._writers * FLUSH_ANY_EVERY_S, FLUSH_PAUSE_MAX_S))
 
 
 class TurnWriter:
@@ -42,13 +65,13 @@ class TurnWriter:
         session: Stub[ChatSession],
         claim: Claim,
         *,
-        flush_every_s: float = FLUSH_EVERY_S,
+        pace: Pace,
         write_within_s: float = WRITE_WITHIN_S,
         retry_pause_s: float = RETRY_PAUSE_S,
     ) -> None:
         self._session = session
         self._claim = claim
-        self._flush_every_s = flush_every_s
+        self._pace = pace
         self._write_within_s = write_within_s
         self._retry_pause_s = retry_pause_s
         self._after = claim["last_event"]
@@ -114,6 +137,7 @@ class TurnWriter:
         return self._after, rest
 
     async def _write(self) -> None:
+        self._pace.enter()
         try:
             while True:
                 await self._news.wait()
@@ -130,8 +154,9 @@ class TurnWriter:
                     return
                 self.has_written.set()
                 if self._is_paced:
-                    await self._pause(self._flush_every_s)
+                    await self._pause(self._pace.pause_s)
         finally:
+            self._pace.leave()
             if not self._closing:
                 self.stopped.set()
             # Nobody waits for room that will not come.

@@ -16,7 +16,7 @@ from actors.runtime.namespace import Stub
 from actors.turn import LEASE_S, Claim
 from deployments import turn_writer
 from deployments.question import new_turn_id
-from deployments.turn_writer import FLUSH_PIECES, TurnWriter
+from deployments.turn_writer import FLUSH_EVERY_S, FLUSH_PAUSE_MAX_S, FLUSH_PIECES, Pace, TurnWriter
 from tests.turns import USAGE, asked
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import WITHIN_S, Talk, talk_at, text_of, types_of, until
@@ -35,8 +35,8 @@ class Claimed:
     claim: Claim
 
     @asynccontextmanager
-    async def writer(self, **settings: float) -> AsyncIterator[TurnWriter]:
-        writer = TurnWriter(self.session, self.claim, **settings)
+    async def writer(self, pace: Pace | None = None, **settings: float) -> AsyncIterator[TurnWriter]:
+        writer = TurnWriter(self.session, self.claim, pace=pace or Pace(), **settings)
         writer.start()
         try:
             yield writer
@@ -75,7 +75,7 @@ async def claimed(talk: Talk) -> Claimed:
 
 
 async def test_everything_up_to_the_first_word_is_written_in_a_moment(claimed: Claimed) -> None:
-    async with claimed.writer(flush_every_s=NEVER_S) as writer:
+    async with claimed.writer(pace=Pace(NEVER_S)) as writer:
         await writer.add("turn.created", {})
         await claimed.has(1)
         await writer.add("sources", {"sources": []})
@@ -93,7 +93,7 @@ async def test_what_comes_before_the_answer_of_a_quick_model_leaves_with_its_fir
     claimed: Claimed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turn_writer, "FIRST_WAIT_S", NEVER_S)
-    async with claimed.writer(flush_every_s=NEVER_S) as writer:
+    async with claimed.writer(pace=Pace(NEVER_S)) as writer:
         await writer.add("sources", {"sources": []})
         await writer.add("text.delta", {"text": "Be"})
         await claimed.has(2)
@@ -101,7 +101,7 @@ async def test_what_comes_before_the_answer_of_a_quick_model_leaves_with_its_fir
 
 
 async def test_pieces_that_come_fast_leave_together_as_one_event(claimed: Claimed) -> None:
-    async with claimed.writer(flush_every_s=NEVER_S) as writer:
+    async with claimed.writer(pace=Pace(NEVER_S)) as writer:
         await writer.add("text.delta", {"text": "0"})
         await claimed.has(1)
         for number in range(1, FLUSH_PIECES + 1):
@@ -114,11 +114,23 @@ async def test_pieces_that_come_fast_leave_together_as_one_event(claimed: Claime
 
 
 async def test_pieces_that_come_slowly_leave_after_the_pause(claimed: Claimed) -> None:
-    async with claimed.writer(flush_every_s=0.001) as writer:
+    async with claimed.writer(pace=Pace(0.001)) as writer:
         for number in range(5):
             await writer.add("text.delta", {"text": str(number)})
             await claimed.has(number + 1)
     assert text_of(await claimed.events()) == "01234"
+
+
+def test_the_more_answers_a_process_writes_the_longer_each_pauses_within_limits() -> None:
+    pace = Pace()
+    pauses = []
+    for _ in range(100):
+        pace.enter()
+        pauses.append(pace.pause_s)
+    assert pauses[0] == FLUSH_EVERY_S < pauses[3] < pauses[5] < pauses[-1] == FLUSH_PAUSE_MAX_S
+    for _ in range(100):
+        pace.leave()
+    assert pace.pause_s == FLUSH_EVERY_S
 
 
 async def test_text_before_and_after_another_event_stays_apart(claimed: Claimed) -> None:
@@ -133,7 +145,7 @@ async def test_text_before_and_after_another_event_stays_apart(claimed: Claimed)
 
 async def test_who_adds_faster_than_it_is_written_waits(claimed: Claimed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turn_writer, "WAITING_CHARS_MAX", 1000)
-    async with claimed.writer(flush_every_s=0.001) as writer, asyncio.timeout(WITHIN_S):
+    async with claimed.writer(pace=Pace(0.001)) as writer, asyncio.timeout(WITHIN_S):
         for _ in range(20):
             await writer.add("text.delta", {"text": "x" * 400})
         await claimed.has(1)
@@ -147,7 +159,7 @@ async def test_who_adds_faster_than_it_is_written_waits(claimed: Claimed, monkey
 async def test_a_batch_that_fails_is_written_again_and_once(claimed: Claimed, ran: bool) -> None:
     objects = claimed.talk.objects
     (objects.failing_after if ran else objects.failing)["ChatSession", "record"] = [LOST, LOST]
-    async with claimed.writer(flush_every_s=0.001) as writer:
+    async with claimed.writer(pace=Pace(0.001)) as writer:
         await writer.add("turn.created", {})
         await writer.add("text.delta", {"text": "a"})
         await claimed.has(2)
@@ -197,7 +209,7 @@ async def test_it_stops_when_the_turn_is_to_stop_or_has_gone(claimed: Claimed) -
 
 
 async def test_what_was_used_is_told_with_each_batch(claimed: Claimed) -> None:
-    writer = TurnWriter(claimed.session, claimed.claim)
+    writer = TurnWriter(claimed.session, claimed.claim, pace=Pace())
     writer.start(lambda: USAGE)
     await writer.add("text.delta", {"text": "be"})
     await claimed.has(1)
