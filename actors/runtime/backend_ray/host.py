@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.runtime import host
+from actors.runtime import host, sqlite_memory
 from actors.runtime.backend_ray.backend import RayBackend
 from actors.runtime.backend_ray.door import Door, door_of
 from actors.runtime.backend_ray.named import LOG_FORMAT, NAMESPACE, call_after_start
@@ -31,6 +31,7 @@ class ObjectHost(host.ObjectHost):
 
     def __init__(self, cluster: Cluster, control: str, number: int, dedicated: ObjectId | None = None) -> None:
         logging.basicConfig(format=LOG_FORMAT)
+        sqlite_memory.take_little()
         self._cluster = cluster
         self._control = control
         self._stubs: RayBackend | None = None
