@@ -199,6 +199,7 @@ class Door:
         if self._listening is not None and self._path is not None:
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
+            self._listening = None
             self._path.unlink(missing_ok=True)
 
     def _admit(self) -> None:
