@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from typing import Any
@@ -84,6 +85,9 @@ class ObjectHost(host.ObjectHost):
             # Not raised: an actor whose constructor fails is dead for good. The owner may be on its way out, and the
             # disk may work again.
             logger.error("host=%s cannot start: %s", name, error)
+        # What is loaded stays: no later collection, which all objects wait for, needs to look through it.
+        gc.collect()
+        gc.freeze()
         call_after_start("wake")
 
     def _take_slots(self, wait_s: float) -> None:
