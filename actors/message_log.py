@@ -182,7 +182,8 @@ class MessageLog:
         bound, order = ("<", "DESC") if newest_first else (">", "ASC")
         rows = self._sql(
             f"SELECT {_COLUMNS} FROM message"  # noqa: S608  constants
-            f" WHERE id {bound} ? AND replaced_by IS NULL ORDER BY id {order} LIMIT ?",
+            # SQLite prepares a statement anew with each value for a `LIMIT ?`, which takes longer than to run it.
+            f" WHERE id {bound} ? AND replaced_by IS NULL ORDER BY id {order} LIMIT ? + 0",
             (_END if newest_first else 0) if after is None else after,
             limit + 1,
         )

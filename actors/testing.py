@@ -217,13 +217,14 @@ class Lab:
 
     def crash_in_next_commit(self, stub: Stub[Any], *, reached_disk: bool = False) -> None:
         """Loses the host in the next commit of the object, before or after the disk has it."""
+        loop = asyncio.get_running_loop()  # the commit may be in a thread
 
         def crash(commit: Callable[[], None]) -> None:
             if reached_disk:
                 commit()
             image = self._image()
             # Not within a turn of the host that is lost. Nothing that it says from here on reaches anybody.
-            asyncio.get_running_loop().call_soon(self._lose, image)
+            loop.call_soon_threadsafe(self._lose, image)
             raise ObjectReset(str(stub.id), "its host was lost in a commit, as the test wished")
 
         self._faults[stub.id] = crash

@@ -178,8 +178,9 @@ class Activation:
         if self.instance is None:
             return _do_nothing
         storage = self.instance.storage
-        if begin is None or storage.alarm.changed or storage.delete_requested:
-            # The index of alarms goes before it or after it, and belongs to the host's loop.
+        # The index of alarms goes before it or after it, and belongs to the host's loop.
+        in_place = storage.is_unwritten or storage.alarm.changed or storage.delete_requested
+        if begin is None or in_place:
             return functools.partial(self._commit, storage)
         return begin(self.id, storage)
 

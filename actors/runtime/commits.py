@@ -8,7 +8,7 @@ runs meanwhile, and none of its objects is used by two threads at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from actors.runtime.object_id import ObjectId
 from actors.runtime.storage import Storage
@@ -27,11 +27,19 @@ class Commits:
     def __init__(self, commit: Callable[[ObjectId, Storage], None]) -> None:
         self._commit = commit
         self._threads = ThreadPoolExecutor(AT_ONCE_MAX, thread_name_prefix="commit")
+        self._begun: list[Future[None]] = []
 
     def begin(self, object_id: ObjectId, storage: Storage) -> Callable[[], None]:
-        """Begins to commit. Returns what waits until it is done, and raises what `commit` did."""
-        return self._threads.submit(self._commit, object_id, storage).result
+        """Begins to commit. What is returned raises, once `wait` was called, what came of it."""
+        future = self._threads.submit(self._commit, object_id, storage)
+        self._begun.append(future)
+        return future.result
+
+    def wait(self) -> None:
+        """Returns when all that was begun is done."""
+        begun, self._begun = self._begun, []
+        wait(begun)
 
     def close(self) -> None:
-        """Nothing may be under way any more."""
+        """Nothing may be begun any more."""
         self._threads.shutdown()

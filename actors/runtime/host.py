@@ -473,6 +473,7 @@ class ObjectHost:
             # One alone is committed right here.
             begin = self._commits.begin if len(ran) > 1 else None
             committing = [(activation, held, activation.begin_commit(begin)) for activation, held in ran]
+            self._commits.wait()
             for activation, held, committed in committing:
                 activation.commit(held, committed)
             waiting = [activation for activation in waiting if activation.runnable]

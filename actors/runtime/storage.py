@@ -45,6 +45,7 @@ class Storage:
         self._named = False
         self.delete_requested = False
         self.deleted = False
+        self._rows_changed_before = 0
         self._ended = False
         try:
             if self._created:
@@ -159,6 +160,11 @@ class Storage:
         return 0 if self.deleted else int(self._connection.total_changes)
 
     @property
+    def is_unwritten(self) -> bool:
+        """The transaction has written no row, so that its commit waits for no disk."""
+        return self.rows_changed == self._rows_changed_before
+
+    @property
     def in_transaction(self) -> bool:
         try:
             return bool(self._connection.in_transaction)
@@ -186,6 +192,7 @@ class Storage:
             if not self.deleted:
                 self._connection.run_own("BEGIN")
                 self._connection.in_turn = True
+            self._rows_changed_before = self.rows_changed
             self._alarm_was_in_flight = self.alarm.in_flight
         except sqlite.Error as error:
             raise self.explain(error, "begin") from error

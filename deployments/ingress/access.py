@@ -7,9 +7,9 @@ the client's bucket pays. In this order, so that an unknown caller costs no call
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from fastapi import Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from configs.tenant import Scope
@@ -18,6 +18,9 @@ from deployments.keyring import Principal
 from deployments.limiter import Requester
 
 REQUEST_COST = 1.0
+
+#: Gives the caller of a request, or refuses it.
+Guard: TypeAlias = "Callable[[Request], Coroutine[Any, Any, Principal]]"
 
 
 class Access:
@@ -57,6 +60,8 @@ def guarded_by(scope: Scope | None, cost: float = REQUEST_COST) -> type[APIRoute
     access = Access(scope, cost)
 
     class GuardedRoute(APIRoute):
+        guard: Guard = access
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
@@ -68,6 +73,13 @@ def guarded_by(scope: Scope | None, cost: float = REQUEST_COST) -> type[APIRoute
             return guarded
 
     return GuardedRoute
+
+
+def guard_of(router: APIRouter, endpoint: Callable[..., Any]) -> Guard:
+    """What stands before the route of an endpoint."""
+    (guard,) = (vars(type(route))["guard"] for route in router.routes if getattr(route, "endpoint", None) is endpoint)
+    found: Guard = guard
+    return found
 
 
 async def _caller_of(request: Request) -> Principal:

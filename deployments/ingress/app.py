@@ -9,6 +9,7 @@ from deployments.ingress import (
     chat,
     documents,
     health,
+    hot,
     key_value,
     problem,
     ratelimit,
@@ -82,6 +83,7 @@ def build(services: Services) -> FastAPI:
     for router in _OPENAI_ROUTERS:
         app.include_router(router, responses=_OPENAI_ERRORS)
     _describe(app)
+    hot.install(app)
     return app
 
 

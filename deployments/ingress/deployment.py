@@ -5,6 +5,7 @@ One Serve deployment, in as many replicas as need be; none of them keeps anythin
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,7 +53,11 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return app.build(self._services)
+        built = app.build(self._services)
+        # It stays, and is much: no later collection needs to look through it.
+        gc.collect()
+        gc.freeze()
+        return built
 
 
 # Not a decorator of the class: type checkers take a decorated class for the class itself, which has no `bind`.

@@ -51,11 +51,11 @@ def described(status: int) -> dict[int | str, dict[str, Any]]:
     return {**KEYED, **busy, status: {"headers": {REPLAYED_HEADER: replayed}}}
 
 
-async def _key_of(
-    request: Request,
-    # For the documentation; FastAPI would take the first of several.
-    header: Annotated[str | None, Header(alias=HEADER, description=_DESCRIPTION, json_schema_extra=_SCHEMA)] = None,
-) -> str | None:
+def key_of(request: Request) -> str | None:
+    """
+    Raises:
+        IdempotencyKeyMalformed: there is one, and it can't be told which.
+    """
     lines = request.headers.getlist(HEADER)
     if not lines:
         return None
@@ -70,6 +70,14 @@ async def _key_of(
     if not _KEY.fullmatch(value):
         raise IdempotencyKeyMalformed(f"must have 1 to {KEY_CHARS_MAX} visible ASCII characters")
     return value
+
+
+async def _key_of(
+    request: Request,
+    # For the documentation; FastAPI would take the first of several.
+    header: Annotated[str | None, Header(alias=HEADER, description=_DESCRIPTION, json_schema_extra=_SCHEMA)] = None,
+) -> str | None:
+    return key_of(request)
 
 
 IdempotencyKey = Annotated[str | None, Depends(_key_of)]

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.in_process FOLDER OBJECTS ROUNDS`: what does an object cost its host, without Ray or HTTP?
+"""`python -m tests.benchmarks.in_process FOLDER OBJECTS ROUNDS`: what does an object cost, without Ray or HTTP?
 
 Microseconds of one turn, and bytes of one object. Runs in a process of its own, whose memory is nobody else's.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from actors import ChatSession, LocalBackend, TokenBucket
+from actors.runtime import sqlite_memory
 from actors.runtime.call import Call, pack_arguments
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
@@ -60,6 +61,7 @@ def _touch(name: str) -> Call:
 
 
 async def _measure(data_dir: Path, sessions: int, rounds: int) -> dict[str, list[float]]:
+    sqlite_memory.take_little()  # as hosts do
     clock = ManualClock()
     settings = HostSettings(resident_objects_max=sessions + BATCH + 1)
     objects = LocalBackend(data_dir, [ChatSession, TokenBucket], settings=settings, clock=clock, keeps_time=False)

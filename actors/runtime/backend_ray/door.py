@@ -1,8 +1,8 @@
 """How does a call reach a host on the same machine, without Ray between them?
 
 A host opens a `Door`: a Unix socket beside the locks of its slots, for its own user alone, so that whoever knocks may
-be believed. A stub's process asks the host by a Ray call whether it has one, connects, and sends batches of calls over a
-`Line`: a fraction of the time of an actor call, and of the work on both sides. Ray still starts hosts, finds them and
+be believed. A stub's process asks the host by a Ray call whether it has one, connects, and sends batches of calls over
+a `Line`: a fraction of the time of an actor call, and of the work on both sides. Ray still starts hosts, finds them and
 restarts them.
 
 Where there is no way to the door, on another machine or in another container, calls go by Ray. A line that breaks says
@@ -199,6 +199,7 @@ class Door:
         if self._listening is not None and self._path is not None:
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
+            self._listening = None
             self._path.unlink(missing_ok=True)
 
     def _admit(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from typing import Any
 
 import ray
 
-from actors.runtime import host
+from actors.runtime import host, sqlite_memory
 from actors.runtime.backend_ray.backend import RayBackend
 from actors.runtime.backend_ray.door import Door, door_of
 from actors.runtime.backend_ray.named import LOG_FORMAT, NAMESPACE, call_after_start
@@ -31,6 +32,7 @@ class ObjectHost(host.ObjectHost):
 
     def __init__(self, cluster: Cluster, control: str, number: int, dedicated: ObjectId | None = None) -> None:
         logging.basicConfig(format=LOG_FORMAT)
+        sqlite_memory.take_little()
         self._cluster = cluster
         self._control = control
         self._stubs: RayBackend | None = None
@@ -83,6 +85,9 @@ class ObjectHost(host.ObjectHost):
             # Not raised: an actor whose constructor fails is dead for good. The owner may be on its way out, and the
             # disk may work again.
             logger.error("host=%s cannot start: %s", name, error)
+        # What is loaded stays: no later collection, which all objects wait for, needs to look through it.
+        gc.collect()
+        gc.freeze()
         call_after_start("wake")
 
     def _take_slots(self, wait_s: float) -> None:

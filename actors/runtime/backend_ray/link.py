@@ -68,16 +68,18 @@ class ActorLink:
             raise
 
     async def _find_door(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
         try:
             has_door = await self._send(lambda handle: handle.door.remote())
         except HostLost as lost:
             raise HostRetired from lost  # what is to be sent was not
         line = await connect(self._name, self._door) if has_door else None
-        self._has_no_door = line is None
-        self._line = line
+        if self._line is not None:
+            if self._line.is_usable:  # another batch has found it meanwhile
+                if line is not None:
+                    line.close()
+                return
+            self._line.close()
+        self._line, self._has_no_door = line, line is None
 
     async def _send(self, send: Callable[[ActorHandle], Awaitable[Any]]) -> Any:
         handle = self._handle or await self._find()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,25 @@ class TestOutputGate:
         disk.before_writing = {str(stubs[2].id)}
         outcomes = await outcomes_of(*[stub.add("x") for stub in stubs])
         assert [type(outcome) for outcome in outcomes] == [int, int, ObjectReset, int, int]
+
+    async def test_the_disk_is_asked_for_all_commits_of_a_batch_at_once(
+        self, backend: LocalBackend, notebooks: Namespace[Notebook], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stubs = [notebooks.get("acme", str(number)) for number in range(SETTINGS.resident_objects_max)]
+        await asyncio.gather(*[stub.add("first") for stub in stubs])
+        # A slow disk: none of them is done before all have been asked for.
+        all_asked = threading.Barrier(len(stubs), timeout=20)
+        commit = Storage.commit
+
+        def slow(storage: Storage) -> None:
+            all_asked.wait()
+            commit(storage)
+
+        monkeypatch.setattr(Storage, "commit", slow)
+
+        await asyncio.gather(*[stub.add("second") for stub in stubs])
+
+        assert not all_asked.broken
 
     async def test_a_commit_whose_outcome_is_unknown_is_read_back_from_disk(
         self, backend: LocalBackend, notebook: Stub[Notebook], disk: FailingDisk
