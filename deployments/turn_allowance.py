@@ -203,10 +203,12 @@ class TurnAllowance:
             await asyncio.wait({self._settling})
         first, self._first = self._first, None
         size = self._size(request.messages, request.tools, request.max_tokens)
+        is_counted = first is not None and first.is_exact
         if first is not None:
             number = FIRST_CALL
             lasts = asyncio.get_running_loop().time() <= self._first_until_s
-            if lasts and first.output_tokens >= request.max_tokens and first.input_tokens >= size.at_most():
+            input_tokens = await size.counted() if is_counted else size.at_most()
+            if lasts and first.output_tokens >= request.max_tokens and first.input_tokens >= input_tokens:
                 return number
 
         async def ask(promise: Promise) -> Verdict:
@@ -214,16 +216,22 @@ class TurnAllowance:
             return verdict
 
         try:
-            await self._promised(number, size, request.max_tokens, ask)
+            await self._promised(number, size, request.max_tokens, ask, is_counted=is_counted)
         except BaseException:
             self._first = first  # not used, and to be given back
             raise
         return number
 
-    async def _promised(self, call: int, size: PromptSize, max_tokens: int, ask: _Ask) -> Promise:
-        promise = Promise(
-            call, self._terms.model, size.at_most(), max_tokens, size.is_exact, self._terms.promised_for_s
-        )
+    async def _promised(
+        self, call: int, size: PromptSize, max_tokens: int, ask: _Ask, *, is_counted: bool = False
+    ) -> Promise:
+        """
+        Args:
+            is_counted: The prompt is, since little was left when last was asked.
+        """
+        input_tokens = await size.counted() if is_counted else size.at_most()
+        is_exact = is_counted or size.is_exact
+        promise = Promise(call, self._terms.model, input_tokens, max_tokens, is_exact, self._terms.promised_for_s)
         verdict = await self._asked(ask, promise)
         if verdict.ruling is Ruling.INEXACT:
             promise = promise._replace(input_tokens=await size.counted(), is_exact=True)
