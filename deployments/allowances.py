@@ -41,6 +41,7 @@ class Allowances:
         limited = {name: tenant for name, tenant in tenants.items() if tenant.budgets or tenant.concurrency.is_limited}
         counters = token_count.counters_of(limited, model)
         self._terms = {
+            # They fail closed, all of them: `Terms.fails_open` is for tenants that will say otherwise.
             name: Terms(
                 budgets=tuple(Budget(**budget.model_dump()) for budget in tenant.budgets),
                 concurrency=Concurrency(tenant.concurrency.per_client, tenant.concurrency.per_tenant),

@@ -8,6 +8,7 @@ way of the queue to another one; a replica that is stopped first ends its turns,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import secrets
@@ -19,6 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from actors import ChatSession, DurableError, ObjectNotFound, Objects, TurnQueue
+from actors.directory import SessionMetadata
 from actors.runtime.namespace import Stub
 from actors.turn import Begun, Claim, NewTurn
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
@@ -41,6 +43,8 @@ BUSY_RETRY_AFTER_S = 1.0
 #: How long a replica that is stopped lets its turns go on, and then waits for what is left of them to be written down.
 DRAIN_S = 25.0
 GIVE_BACK_S = 5.0
+#: And for what turns have given back to be told; what is not told lapses.
+TELL_S = 2.0
 
 
 class Chat:
@@ -83,11 +87,22 @@ class Chat:
         new, runner = self._new_turn(question, tenant), secrets.token_hex(8)
         allowance = await self._allowance(question, tenant, new, runner, made)
         try:
-            session_id, begun = await self._enter(question, new, runner, allowance)
+            session_id, begun, listed = await self._enter(question, new, runner)
         except DurableError:
             if allowance is not None:
                 await allowance.withdraw()
             raise
+        except asyncio.CancelledError:
+            if allowance is not None:
+                allowance.close()
+            raise
+        # First: the answer need not wait for a listing.
+        self._take_up(question.tenant, session_id, new, runner, begun, allowance)
+        if listed is not None:
+            try:
+                await self._sessions.enlist(question.tenant, listed)
+            except DurableError as error:  # there is an entry, and more is told of the session with its answer
+                logger.warning("tenant=%s listing lags behind: %s", question.tenant, error)
         return Asked(session_id=session_id, turn_id=begun["turn"]["id"], joined=begun["joined"])
 
     async def _allowance(
@@ -125,26 +140,15 @@ class Chat:
         except ObjectNotFound:
             return False
 
-    async def _enter(
-        self, question: Question, new: NewTurn, runner: str, allowance: TurnAllowance | None
-    ) -> tuple[str, Begun]:
-        """Has the session know of the turn, and runs it."""
+    async def _enter(self, question: Question, new: NewTurn, runner: str) -> tuple[str, Begun, SessionMetadata | None]:
+        """Has the session know of the turn. Returns its id, with what a listing is to show of it where it was made."""
         if question.session_id is not None:
-            session_id = question.session_id
-            begun: Begun = await self._sessions.get(question.tenant, session_id).begin(new, runner)
-            self._take_up(question.tenant, session_id, new, runner, begun, allowance)
-        else:
-            opened = await self._sessions.open(
-                question.tenant, new, runner, session_id=question.new_session_id, user_id=question.user_id
-            )
-            session_id, begun = opened["session"]["id"], opened["begun"]
-            # First: the answer need not wait for a listing.
-            self._take_up(question.tenant, session_id, new, runner, begun, allowance)
-            try:
-                await self._sessions.enlist(question.tenant, opened["session"])
-            except DurableError as error:  # there is an entry, and more is told of the session with its answer
-                logger.warning("tenant=%s listing lags behind: %s", question.tenant, error)
-        return session_id, begun
+            begun: Begun = await self._sessions.get(question.tenant, question.session_id).begin(new, runner)
+            return question.session_id, begun, None
+        opened = await self._sessions.open(
+            question.tenant, new, runner, session_id=question.new_session_id, user_id=question.user_id
+        )
+        return opened["session"]["id"], opened["begun"], opened["session"]
 
     def _take_up(
         self,
@@ -185,6 +189,9 @@ class Chat:
         self._runner.end()
         if self._running:
             await asyncio.wait(self._running, timeout=GIVE_BACK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self._allowances.told()
 
     def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
         settings, request = tenant.turns, question.request()

@@ -377,3 +377,21 @@ async def test_a_lost_turn_holds_its_lease_for_its_client_when_another_runs_it(t
     other.may_go_on.set()
     await talk.ended(asked, "both")
     await replica.drain()
+
+
+async def test_a_question_that_nobody_waits_for_any_more_gives_everything_back(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, entering = talk.replica(EchoModel("Because")), asyncio.Event()
+
+    async def enter(*_: object) -> None:
+        entering.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(chat, "_enter", enter)
+    asking = asyncio.create_task(chat.begin(of("both")))
+    await entering.wait()
+    assert await in_flight(talk, "both") == (1, 1)
+    asking.cancel()
+    await asyncio.wait({asking})
+    await come_back(talk, "both")

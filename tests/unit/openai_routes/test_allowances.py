@@ -177,3 +177,31 @@ async def test_what_a_model_calls_is_paid_for_as_well(app: FastAPI, lab: Lab) ->
     async with lab.client(app, KEY) as client:
         await client.chat.completions.create(**ASKED)
     await comes_to(lab, used=len(PIECES), promised=0, in_flight=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat", {"message": "Why?", "retrieve": False, "stream": False}),
+        (
+            "/chat",
+            {
+                "id": "c1",
+                "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Why?"}]}],
+                "retrieve": False,
+            },
+        ),
+        ("/v1/responses", {"input": "Why?", "background": True}),
+        ("/v1/responses", {"input": "Why?", "store": False}),
+        ("/v1/chat/completions", ASKED),
+    ],
+    ids=["chat", "useChat", "response", "response without a session", "completion"],
+)
+async def test_each_way_to_ask_says_who_asks(app: FastAPI, lab: Lab, path: str, body: dict[str, Any]) -> None:
+    lab.model.stalls_at = 0
+    async with http(lab, app) as client:
+        asking = asyncio.create_task(client.post(path, json=body))
+        await comes_to(lab, in_flight=1)
+        lab.model.may_go_on.set()
+        assert (await asking).status_code == 200
+        await comes_to(lab, in_flight=0, promised=0, used=len(PIECES))
