@@ -268,7 +268,7 @@ class ChatSession(SessionTurns):
 
         async def tell(used: Used) -> None:
             count = self.objects.namespace(TokenUsage).get(self.id.tenant, USAGE_NAME)
-            await count.add.once(used.turn_id)(used.at, used.model, used.input_tokens, used.output_tokens)
+            await count.add.once(used.turn_id)(used.at, used.model, used.input_tokens, used.output_tokens, used.turn_id)
 
         try:
             return await self._outbox.empty(tell)

@@ -137,6 +137,12 @@ class SessionTurns(DurableObject):
         return self._turns.cancel(turn_id)
 
     @read
+    def has_begun(self, turn_id: str, key: str | None) -> bool:
+        """Whether `begin` would find the turn that the same request has begun."""
+        self._row.require()
+        return self._turns.rows.begun_as(turn_id, key) is not None
+
+    @read
     def turn(self, turn_id: str) -> TurnInfo:
         self._row.require()
         return self._turns.rows.info(turn_id)

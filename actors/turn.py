@@ -8,7 +8,7 @@ ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -97,6 +97,8 @@ class TurnError(TypedDict):
     message: str
     retryable: bool
     retry_after_s: float | None
+    #: The limits that ended the turn, by their names, where it was those.
+    violated_policies: NotRequired[list[str]]
 
 
 def turn_error(code: str, message: str, *, retryable: bool = True) -> TurnError:

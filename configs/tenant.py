@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from configs.base import Config, ConfigPath
+from configs.budgets import Budgets, ConcurrencyConfig
 from configs.service import HEADER_NAME
 
 #: `operator` is for those who run the service: where a route says so, the key's other scopes count for every tenant.
@@ -261,6 +262,19 @@ class TenantConfig(Config):
     model: ModelConfig = ModelConfig()
     tools: ToolsConfig = ToolsConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    concurrency: ConcurrencyConfig = ConcurrencyConfig()
+    budgets: Budgets = ()
+
+    @field_validator("budgets")
+    @classmethod
+    def _are_of_its_model(cls, budgets: Budgets, info: ValidationInfo) -> Budgets:
+        model = info.data.get("model")
+        for budget in budgets:
+            if model is not None and budget.model not in (None, model.name):
+                raise ValueError(
+                    f"has one for the model {budget.model!r}, which the tenant does not use: {model.name!r}"
+                )
+        return budgets
 
     @field_validator("tools")
     @classmethod

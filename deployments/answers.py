@@ -31,12 +31,13 @@ from deployments.chat_request import (
 )
 from deployments.documents import passage_of, source_of
 from deployments.errors import ModelUnavailable
-from deployments.generation import Generation, GenerationLimits
+from deployments.generation import Generation, GenerationLimits, Stream
 from deployments.model_client import Models
 from deployments.prompt import Prompt
 from deployments.tool import ToolContext
 from deployments.toolbox import ToolBox, ToolResult
 from deployments.tools import toolbox_of
+from deployments.turn_allowance import TurnAllowance
 from deployments.turn_writer import TurnWriter
 
 BROKE_OFF_RETRY_AFTER_S = 1.0
@@ -61,9 +62,19 @@ class Answers:
             name: toolbox_of(tenant, search=search, objects=objects) for name, tenant in tenants.items()
         }
 
-    def to(self, tenant: str, session_id: str, claim: Claim, writer: TurnWriter) -> Answer:
+    def to(
+        self,
+        tenant: str,
+        session_id: str,
+        claim: Claim,
+        writer: TurnWriter,
+        allowance: TurnAllowance | None = None,
+    ) -> Answer:
         """The answer to the question of a claimed turn, yet to be made."""
-        return Answer(self, tenant, session_id, claim, writer)
+        stream: Stream = self._model.stream
+        if allowance is not None:
+            stream = allowance.paid(stream, claim["attempt"])
+        return Answer(self, tenant, session_id, claim, writer, stream)
 
     async def found(self, tenant: str, question: str, top_k: int | None) -> list[Passage]:
         passages: list[Passage] = (await self._search.find.remote(tenant, question, top_k=top_k)).passages
@@ -101,7 +112,13 @@ class Answers:
         )
 
     def generation(
-        self, tenant_name: str, context: ToolContext, request: Mapping[str, Any], made: Prompt, told: Told | None
+        self,
+        tenant_name: str,
+        context: ToolContext,
+        request: Mapping[str, Any],
+        made: Prompt,
+        told: Told | None,
+        stream: Stream,
     ) -> Generation | None:
         """What makes the answer, or goes on from what was told of it. None: that has all that an answer may have."""
         tenant, box = self._tenants[tenant_name], self._boxes[tenant_name]
@@ -130,7 +147,7 @@ class Answers:
             calls_per_step_max=tenant.tools.calls_per_step_max,
             tool_tokens_max=tenant.tool_tokens,
         )
-        return Generation(stream=self._model.stream, request=asked, toolbox=box, context=context, limits=limits)
+        return Generation(stream=stream, request=asked, toolbox=box, context=context, limits=limits)
 
     def _tools(self, tenant_name: str, request: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
         """The service's own, then those that the client brings."""
@@ -147,12 +164,15 @@ class Answers:
 class Answer:
     """One answer. `make` makes it, once."""
 
-    def __init__(self, answers: Answers, tenant: str, session_id: str, claim: Claim, writer: TurnWriter) -> None:
+    def __init__(
+        self, answers: Answers, tenant: str, session_id: str, claim: Claim, writer: TurnWriter, stream: Stream
+    ) -> None:
         self._answers = answers
         self._tenant = tenant
         self._session_id = session_id
         self._claim = claim
         self._writer = writer
+        self._stream = stream
         self._generation: Generation | None = None
 
     @property
@@ -174,7 +194,7 @@ class Answer:
         context = ToolContext(tenant=self._tenant, session_id=self._session_id, turn_id=self._claim["turn_id"])
         request = self._claim["request"]
         for_client = {function["name"] for function in request.get("functions", ())}
-        self._generation = self._answers.generation(self._tenant, context, request, made, told)
+        self._generation = self._answers.generation(self._tenant, context, request, made, told, self._stream)
         if self._generation is None:
             return Finished(finish_reason="length", input_tokens=0, output_tokens=0, estimated=False)
         finished: Finished | None = None

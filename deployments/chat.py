@@ -8,6 +8,7 @@ way of the queue to another one; a replica that is stopped first ends its turns,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import secrets
@@ -19,16 +20,20 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from actors import ChatSession, DurableError, ObjectNotFound, Objects, TurnQueue
+from actors.directory import SessionMetadata
 from actors.runtime.namespace import Stub
 from actors.turn import Begun, Claim, NewTurn
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
+from deployments.allowances import Allowances
 from deployments.answers import Answers
-from deployments.errors import ModelUnavailable
+from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelUnavailable, TooManyTurns
 from deployments.model_client import ModelClient, Models
+from deployments.prompt import Prompt
 from deployments.question import Asked, Question, can_be_gone_on_with, new_turn_id
 from deployments.sessions import Sessions
+from deployments.turn_allowance import FirstCall, TurnAllowance
 from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
 
 logger = logging.getLogger("mobula.chat")
@@ -39,6 +44,8 @@ BUSY_RETRY_AFTER_S = 1.0
 #: How long a replica that is stopped lets its turns go on, and then waits for what is left of them to be written down.
 DRAIN_S = 25.0
 GIVE_BACK_S = 5.0
+#: And for what turns have given back to be told; what is not told lapses.
+TELL_S = 2.0
 
 
 class Chat:
@@ -61,6 +68,7 @@ class Chat:
         self._answers = Answers(objects=self._objects, tenants=tenants, model=model, search=search)
         self._runner = TurnRunner(tenants=tenants, answers=self._answers, activity=self._activity)
         self._model = model
+        self._allowances = Allowances(self._objects, tenants, model)
         self._running: set[asyncio.Task[None]] = set()
         self._taking: asyncio.Task[None] | None = None
 
@@ -73,33 +81,96 @@ class Chat:
         if len(self._running) >= TURNS_AT_ONCE_MAX:
             raise ModelUnavailable("too many answers are under way", BUSY_RETRY_AFTER_S)
         tenant = self._tenants[question.tenant]
+        made: Prompt | None = None
         if question.message is not None:
             # Checked before anything is made for it; with a history, the history gives way.
-            await self._answers.prompt(question.tenant, question.message, question.request())
+            made = await self._answers.prompt(question.tenant, question.message, question.request())
         new, runner = self._new_turn(question, tenant), secrets.token_hex(8)
-        if question.session_id is not None:
-            session_id = question.session_id
-            begun: Begun = await self._sessions.get(question.tenant, session_id).begin(new, runner)
-            self._take_up(question.tenant, session_id, new, runner, begun)
-        else:
-            opened = await self._sessions.open(
-                question.tenant, new, runner, session_id=question.new_session_id, user_id=question.user_id
-            )
-            session_id, begun = opened["session"]["id"], opened["begun"]
-            # First: the answer need not wait for a listing.
-            self._take_up(question.tenant, session_id, new, runner, begun)
+        allowance = await self._allowance(question, tenant, new, runner, made)
+        try:
+            session_id, begun, listed = await self._enter(question, new, runner)
+        except DurableError:
+            if allowance is not None:
+                await allowance.withdraw()
+            raise
+        except asyncio.CancelledError:
+            if allowance is not None:
+                allowance.close()
+            raise
+        # First: the answer need not wait for a listing.
+        self._take_up(question.tenant, session_id, new, runner, begun, allowance)
+        if listed is not None:
             try:
-                await self._sessions.enlist(question.tenant, opened["session"])
+                await self._sessions.enlist(question.tenant, listed)
             except DurableError as error:  # there is an entry, and more is told of the session with its answer
                 logger.warning("tenant=%s listing lags behind: %s", question.tenant, error)
         return Asked(session_id=session_id, turn_id=begun["turn"]["id"], joined=begun["joined"])
 
-    def _take_up(self, tenant: str, session_id: str, new: NewTurn, runner: str, begun: Begun) -> None:
+    async def _allowance(
+        self, question: Question, tenant: TenantConfig, new: NewTurn, runner: str, made: Prompt | None
+    ) -> TurnAllowance | None:
+        """What the turn may use; None: what it likes, or nothing since it was begun before.
+
+        Raises:
+            TooManyTurns, BudgetExceeded, BudgetTooSmall: it may not begin.
+        """
+        if not self._allowances.is_limited(question.tenant):
+            return None
+        first = FirstCall(
+            messages=() if made is None else made.messages,
+            max_tokens=tenant.model.answer_tokens(question.max_tokens),
+            # Else there are a history, documents or tools, or an older question takes the place of this one.
+            is_whole=made is not None
+            and question.session_id is None
+            and not (question.leading or question.retrieve or question.functions or tenant.tools.enabled),
+        )
+        try:
+            return await self._allowances.admit(question.tenant, new["turn_id"], runner, question.asker, first)
+        except (TooManyTurns, BudgetExceeded, BudgetTooSmall):
+            if await self._has_begun(question, new):
+                return None
+            raise
+
+    async def _has_begun(self, question: Question, new: NewTurn) -> bool:
+        """The same request has begun a turn before, which it joins."""
+        session_id = question.session_id or question.new_session_id
+        if session_id is None or (question.key is None and question.turn_id is None):
+            return False
+        try:
+            return bool(await self._sessions.get(question.tenant, session_id).has_begun(new["turn_id"], new["key"]))
+        except ObjectNotFound:
+            return False
+
+    async def _enter(self, question: Question, new: NewTurn, runner: str) -> tuple[str, Begun, SessionMetadata | None]:
+        """Has the session know of the turn. Returns its id, with what a listing is to show of it where it was made."""
+        if question.session_id is not None:
+            begun: Begun = await self._sessions.get(question.tenant, question.session_id).begin(new, runner)
+            return question.session_id, begun, None
+        opened = await self._sessions.open(
+            question.tenant, new, runner, session_id=question.new_session_id, user_id=question.user_id
+        )
+        return opened["session"]["id"], opened["begun"], opened["session"]
+
+    def _take_up(
+        self,
+        tenant: str,
+        session_id: str,
+        new: NewTurn,
+        runner: str,
+        begun: Begun,
+        allowance: TurnAllowance | None,
+    ) -> None:
         turn = begun["turn"]
         # A turn that another request began has its runner.
         is_own = turn["id"] == new["turn_id"]
+        if begun["joined"]:
+            if allowance is not None and not is_own:
+                allowance.close()
+            # That of a turn which was begun before is its runner's, or lapses.
+            allowance = self._allowances.taken_over(tenant, turn["id"], runner)
         if begun["claim"] is not None or (turn["status"] == "queued" and is_own):
-            self._start(self._run(self._sessions.get(tenant, session_id), turn["id"], runner, begun["claim"]))
+            session = self._sessions.get(tenant, session_id)
+            self._start(self._run(session, turn["id"], runner, begun["claim"], allowance))
 
     async def check_health(self) -> None:
         """Called by Serve all the while: the first time, and if it should have ended, begins to take lost turns."""
@@ -119,6 +190,9 @@ class Chat:
         self._runner.end()
         if self._running:
             await asyncio.wait(self._running, timeout=GIVE_BACK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self._allowances.told()
 
     def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
         settings, request = tenant.turns, question.request()
@@ -147,15 +221,29 @@ class Chat:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> None:
+    async def _run(
+        self,
+        session: Stub[ChatSession],
+        turn_id: str,
+        runner: str,
+        claim: Claim | None,
+        allowance: TurnAllowance | None,
+    ) -> None:
+        if allowance is not None:
+            allowance.hold()
+        is_over = False
         try:
-            if await self._runner.run(session, turn_id, runner, claim):
+            is_over = not await self._runner.run(session, turn_id, runner, claim, allowance)
+            if not is_over:
                 # Its session would offer it as well, and takes a while to see that nobody asks for it.
                 await self._queue.offer(session.id.tenant, session.id.name, turn_id)
         except ObjectNotFound:
-            pass  # the session was deleted, or has expired
+            is_over = True  # the session was deleted, or has expired
         except Exception:  # the session takes it for lost, and has it run again or ends it
             logger.exception("tenant=%s turn=%s left to be found", session.id.tenant, turn_id)
+        finally:
+            if allowance is not None:
+                allowance.close(is_over=is_over)
 
     async def _take(self) -> None:
         """Takes lost turns, for as long as the replica lives."""
@@ -171,7 +259,9 @@ class Chat:
                 continue
             if orphan is not None and orphan["tenant"] in self._tenants:
                 session = self._sessions.get(orphan["tenant"], orphan["session_id"])
-                self._start(self._run(session, orphan["turn_id"], secrets.token_hex(8), None))
+                turn_id, runner = orphan["turn_id"], secrets.token_hex(8)
+                allowance = self._allowances.taken_over(orphan["tenant"], turn_id, runner)
+                self._start(self._run(session, turn_id, runner, None, allowance))
 
 
 class ChatReplica(Chat):

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+#: Where a server has not counted, as in `Finished`.
+CHARS_PER_TOKEN = 4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolSpec:
@@ -118,6 +121,11 @@ class ChatRequest:
             raise ValueError("a request needs a message")
         if self.max_tokens < 1 or not self.timeout_s > 0:
             raise ValueError("max_tokens and timeout_s must be positive")
+
+    def estimated_input_tokens(self) -> int:
+        """Of what is said, where nobody has counted, as in `Finished`."""
+        chars = sum(len(message.content) for message in self.messages)
+        return -(-chars // CHARS_PER_TOKEN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

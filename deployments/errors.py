@@ -10,6 +10,9 @@ call may succeed later, `retry_after_s` how long to wait first; nothing else in 
     │  ├ Forbidden(scope)
     │  ├ BodyTooLarge(size_bytes_max)
     │  ├ QuotaExceeded(retry_after_s)               retryable: the client's bucket can't pay yet
+    │  ├ TooManyTurns(policies, retry_after_s)      retryable: others of the client or the tenant are in flight
+    │  ├ BudgetExceeded(policies, retry_after_s)    retryable: the tenant's model tokens are used up, or promised
+    │  ├ BudgetTooSmall(policies, …)                one call needs more tokens than the whole budget has
     │  ├ IdempotencyKeyMalformed(problem)
     │  ├ IdempotencyKeyReused(key)                  it came with another request before
     │  ├ IdempotencyKeyBusy(retry_after_s)          retryable: the first request with it is under way
@@ -77,6 +80,52 @@ class QuotaExceeded(RequestError):
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class TooManyTurns(RequestError):
+    """As many turns are in flight as may be. `policies` are the limits that say so, by their names."""
+
+    retryable = True
+
+    def __init__(self, policies: tuple[str, ...], retry_after_s: float) -> None:
+        super().__init__(policies, retry_after_s)
+        self.policies = policies
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"too many turns are in flight ({', '.join(self.policies)})"
+
+
+class BudgetExceeded(RequestError):
+    """The tokens of the tenant's model are used up, or promised to calls under way. `policies` are the budgets' names,
+    and with them those of other limits that deny the same turn.
+    """
+
+    retryable = True
+
+    def __init__(self, policies: tuple[str, ...], retry_after_s: float) -> None:
+        super().__init__(policies, retry_after_s)
+        self.policies = policies
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"the token budget is used up ({', '.join(self.policies)})"
+
+
+class BudgetTooSmall(RequestError):
+    """One call needs more tokens than the whole budget has, however long it waits."""
+
+    def __init__(self, policies: tuple[str, ...], input_tokens: int, output_tokens: int) -> None:
+        super().__init__(policies, input_tokens, output_tokens)
+        self.policies = policies
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+
+    def __str__(self) -> str:
+        return (
+            f"a prompt of {self.input_tokens} tokens with an answer of up to {self.output_tokens} is more than the"
+            f" whole budget ({', '.join(self.policies)})"
+        )
 
 
 class IdempotencyKeyMalformed(RequestError):

@@ -29,8 +29,6 @@ from deployments.toolbox import ToolBox, ToolResult
 BROKE_OFF_RETRY_AFTER_S = 1.0
 #: What a chat template puts around a call and its result.
 TEMPLATE_TOKENS_PER_CALL = 80
-#: Where a server has not counted yet, as in `Finished`.
-CHARS_PER_TOKEN = 4
 
 #: Asks a model. Closing the generator must stop the model.
 Stream: TypeAlias = Callable[[ChatRequest], AsyncGenerator[ModelEvent, None]]
@@ -127,8 +125,7 @@ class Generation:
         """What was used until now; of a step that has not ended, estimated."""
         if self._unfinished is None or not self._pieces:
             return self._usage
-        chars = sum(len(message.content) for message in self._unfinished.messages)
-        return self._usage.plus(-(-chars // CHARS_PER_TOKEN), self._pieces, estimated=True)
+        return self._usage.plus(self._unfinished.estimated_input_tokens(), self._pieces, estimated=True)
 
     async def events(self) -> AsyncGenerator[GenerationEvent, None]:
         """Makes the answer, once.

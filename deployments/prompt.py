@@ -90,12 +90,15 @@ async def build(
     if result_of is not None:
         past, asked, since = answered_with(history, result_of, question)
     instructions = (ChatMessage(role="system", content=system), *past.instructions)
-    offered = tuple(json.dumps(asdict(tool), ensure_ascii=False) for tool in tools)
+    offered = shown_tools(tools)
     given = _first_within(passages, passages_chars_max)
     room = context_tokens - max_tokens - reserved_tokens
-    if sum(size_bytes_of(text) for message in (asked, *since) for text in _texts(message)) > BYTES_PER_TOKEN_MAX * room:
+    if (
+        sum(size_bytes_of(text) for message in (asked, *since) for text in texts_in(message))
+        > BYTES_PER_TOKEN_MAX * room
+    ):
         raise _too_long(question)
-    tokens = _Tokens(counter)
+    tokens = PromptTokens(counter)
     shown = [_shown(number, passage) for number, passage in enumerate(given, start=1)]
 
     def needed(passages_given: int) -> int:
@@ -106,7 +109,7 @@ async def build(
 
     turns = past.turns
     if needed(len(given)) + sum(map(tokens.of_turn, turns)) > room:
-        texts = [text for message in (*instructions, asked, *since) for text in _texts(message)]
+        texts = [text for message in (*instructions, asked, *since) for text in texts_in(message)]
         await tokens.count([*texts, *offered, _INTRODUCTION, *shown, *_newest_texts(turns, room)])
         while given and needed(len(given)) > room:
             given = given[:-1]
@@ -126,8 +129,8 @@ async def build(
     return Prompt(messages, given, dropped)
 
 
-class _Tokens:
-    """What is known of the tokens of texts while one prompt is built. What was not counted weighs its bytes."""
+class PromptTokens:
+    """What is known of the tokens of one prompt's texts. What was not counted weighs its bytes."""
 
     def __init__(self, counter: TokenCounter) -> None:
         self._counter = counter
@@ -142,7 +145,7 @@ class _Tokens:
         return all(text in self._counts for text in _texts_of(turn))
 
     def of_message(self, message: ChatMessage) -> int:
-        return _template_tokens(message) + sum(map(self._of, _texts(message)))
+        return _template_tokens(message) + sum(map(self._of, texts_in(message)))
 
     def of_turn(self, turn: PastTurn) -> int:
         return sum(map(self.of_message, turn.messages))
@@ -167,7 +170,7 @@ class _Tokens:
         return size_bytes_of(text) if count is None else count
 
 
-async def _newest(turns: Sequence[PastTurn], room: int, tokens: _Tokens) -> tuple[PastTurn, ...]:
+async def _newest(turns: Sequence[PastTurn], room: int, tokens: PromptTokens) -> tuple[PastTurn, ...]:
     """As many of the newest turns as fit into so many tokens."""
     for kept, turn in enumerate(reversed(turns)):
         older = turns[: len(turns) - kept]
@@ -190,16 +193,21 @@ def _newest_texts(turns: Sequence[PastTurn], room: int) -> Iterator[str]:
         yield from _texts_of(turn)
 
 
-def _texts(message: ChatMessage) -> Iterator[str]:
+def texts_in(message: ChatMessage) -> Iterator[str]:
     yield message.content
     for call in message.tool_calls:
         yield call.name
         yield call.arguments
 
 
+def shown_tools(tools: Sequence[ToolSpec]) -> tuple[str, ...]:
+    """What a server puts into the prompt of each."""
+    return tuple(json.dumps(asdict(tool), ensure_ascii=False) for tool in tools)
+
+
 def _texts_of(turn: PastTurn) -> Iterator[str]:
     for message in turn.messages:
-        yield from _texts(message)
+        yield from texts_in(message)
 
 
 def _template_tokens(message: ChatMessage) -> int:

@@ -42,6 +42,7 @@ class Question:
         functions: What the model may call beside the service's own tools, for the client to run; `tool_choice` is as in
             `ChatRequest`.
         result_of: The call that `message` is the result of; None where it is the user's.
+        asker: Who asks, as the tenant's limits on turns know its clients.
         client: What whoever asked wants to find again with the turn; nothing to those who answer.
     """
 
@@ -66,6 +67,7 @@ class Question:
     tool_choice: str | None = None
     result_of: ClientCall | None = None
     client: dict[str, Any] | None = None
+    asker: str = ""
 
     def request(self) -> dict[str, Any]:
         """How it is to be answered, as the session keeps it for whoever does it."""

@@ -24,8 +24,17 @@ from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.answers import Answer, Answers
 from deployments.chat_request import Finished
-from deployments.errors import ModelError, ModelTimeout, ModelUnavailable, ServiceError
+from deployments.errors import (
+    BudgetExceeded,
+    BudgetTooSmall,
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnavailable,
+    ServiceError,
+)
 from deployments.question import can_be_gone_on_with
+from deployments.turn_allowance import TurnAllowance
 from deployments.turn_writer import Pace, TurnWriter
 
 logger = logging.getLogger("mobula.chat")
@@ -70,7 +79,14 @@ class TurnRunner:
         """Has every turn end now: those that another can begin or go on with are given back, the others keep theirs."""
         self._ending.set()
 
-    async def run(self, session: Stub[ChatSession], turn_id: str, runner: str, claim: Claim | None) -> bool:
+    async def run(
+        self,
+        session: Stub[ChatSession],
+        turn_id: str,
+        runner: str,
+        claim: Claim | None,
+        allowance: TurnAllowance | None = None,
+    ) -> bool:
         """Runs the turn when its time has come, as often as it may be tried, unless another runs it.
 
         Returns whether it is left for another runner, which should be told of it.
@@ -86,7 +102,7 @@ class TurnRunner:
             if self._ending.is_set():
                 await session.release(turn_id, claim["attempt"], RUNNER_STOPPED["code"])
                 return True
-            pause_s = await self._attempt(session, claim)
+            pause_s = await self._attempt(session, claim, allowance)
             if pause_s is None:
                 return False
             claim = None
@@ -94,14 +110,14 @@ class TurnRunner:
                 async with asyncio.timeout(pause_s):
                     await self._ending.wait()
 
-    async def _attempt(self, session: Stub[ChatSession], claim: Claim) -> float | None:
+    async def _attempt(self, session: Stub[ChatSession], claim: Claim, allowance: TurnAllowance | None) -> float | None:
         """Returns the pause after which the turn is to be claimed again; None if it is over."""
         turn_id, attempt = claim["turn_id"], claim["attempt"]
         writer = TurnWriter(session, claim, pace=self._pace)
         failure: Exception | None = None
         finished: Finished | None = None
         loop = asyncio.get_running_loop()
-        answer = self._answers.to(session.id.tenant, session.id.name, claim, writer)
+        answer = self._answers.to(session.id.tenant, session.id.name, claim, writer, allowance)
         writer.start(lambda: answer.usage)
         work = loop.create_task(answer.make())
         others = [
@@ -182,8 +198,8 @@ class TurnRunner:
         error = known(failure)
         return (
             bool(getattr(error, "retryable", False))
-            # Whoever asked has waited for long enough.
-            and not isinstance(error, ModelTimeout)
+            # Whoever asked has waited for long enough; and of what a budget denies, somebody else needs it more.
+            and not isinstance(error, ModelTimeout | BudgetExceeded)
             and (getattr(error, "retry_after_s", None) or LOST_PAUSE_S) <= RETRY_PAUSE_MAX_S
         )
 
@@ -240,7 +256,7 @@ def as_error(error: Exception) -> TurnError:
     """An error for a client: nothing of paths, processes or objects, which other errors' texts name."""
     retryable = bool(getattr(error, "retryable", False))
     match error:
-        case ModelError():
+        case ModelError() | BudgetExceeded() | BudgetTooSmall():
             message = str(error)
         case ObjectNotFound():
             message = "the session was deleted or has expired"
@@ -248,9 +264,21 @@ def as_error(error: Exception) -> TurnError:
             message = "a part of the service is busy or restarting"
         case _:
             message = "the turn failed"
-    return {
+    told: TurnError = {
         "code": type(error).__name__,
         "message": message,
         "retryable": retryable,
         "retry_after_s": getattr(error, "retry_after_s", None),
     }
+    if isinstance(error, BudgetExceeded | BudgetTooSmall):
+        told["violated_policies"] = list(error.policies)
+    return told
+
+
+def as_raised(told: Mapping[str, Any]) -> ServiceError:
+    """The same for who has waited for the whole answer, of which there is nothing."""
+    if told["code"] == BudgetExceeded.__name__:
+        return BudgetExceeded(tuple(told["violated_policies"]), told["retry_after_s"])
+    if told["retryable"]:
+        return ModelUnavailable(told["message"], told["retry_after_s"] or LOST_PAUSE_S)
+    return ModelRefused(told["message"], told["code"])

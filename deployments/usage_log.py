@@ -24,6 +24,10 @@ WAITING_MAX = 10_000
 LOST_PAUSE_S = 1.0
 
 
+def new_use_id() -> str:
+    return secrets.token_hex(12)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Use:
     """One use of a model. `id` keeps it from being counted twice; `at` is in seconds since 1970."""
@@ -45,11 +49,13 @@ class UsageLog:
         self._waiting: deque[Use] = deque(maxlen=WAITING_MAX)
         self._telling: asyncio.Task[None] | None = None
 
-    def note(self, tenant: str, model: str, *, input_tokens: int, output_tokens: int) -> None:
-        """Takes note of one use; returns at once."""
+    def note(
+        self, tenant: str, model: str, *, input_tokens: int, output_tokens: int, use_id: str | None = None
+    ) -> None:
+        """Takes note of one use; returns at once. `use_id` is what its allowance goes by, where it has one."""
         self._waiting.append(
             Use(
-                id=secrets.token_hex(12),
+                id=use_id or new_use_id(),
                 tenant=tenant,
                 at=self._now(),
                 model=model,
@@ -72,7 +78,7 @@ class UsageLog:
             use = self._waiting[0]
             ledger = self._ledgers.get(use.tenant, USAGE_NAME)
             try:
-                await ledger.add.once(use.id)(use.at, use.model, use.input_tokens, use.output_tokens)
+                await ledger.add.once(use.id)(use.at, use.model, use.input_tokens, use.output_tokens, use.id)
             except DurableError as error:
                 logger.warning("tenant=%s usage is told later: %s", use.tenant, error)
                 if error.retryable:

@@ -55,6 +55,14 @@ def requester_of(request: Request, principal: Principal) -> Requester:
     return Requester(principal=principal, address=address, headers=request.headers)
 
 
+def asker_of(request: Request, principal: Principal) -> str:
+    """Who asks a model, as the tenant's limits on turns know its clients; the same as for its buckets."""
+    services = services_of(request)
+    if not services.allowances.is_limited(principal.tenant):
+        return ""
+    return services.limiter.client_of(requester_of(request, principal))
+
+
 def guarded_by(scope: Scope | None, cost: float = REQUEST_COST) -> type[APIRoute]:
     """The class of routes that `Access` stands before. Its handlers take the caller as a `Caller`."""
     access = Access(scope, cost)

@@ -16,7 +16,7 @@ from actors.runtime import RequestReused
 from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyReused, TurnConflict
 from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies, ui_chat
-from deployments.ingress.access import Caller, guarded_by
+from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import SCHEMA, gathered, streamed
 from deployments.ingress.fields import AnswerOptions, Text
 from deployments.ingress.idempotency import KEY_CHARS_MAX, KEYED, REPLAYED_HEADER, IdempotencyKey, outcome_once
@@ -144,6 +144,7 @@ async def ask(request: Request, question: Question, key: str | None) -> Asked:
         IdempotencyKeyBusy: the process that took the question up was lost in the middle; its lease will run out.
     """
     services = services_of(request)
+    question = replace(question, asker=asker_of(request, request.state.caller))
     if key is None:
         return await _begin(services, question)
     if question.session_id is not None:

@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import DurableError, ObjectNotFound
 from actors.turn import EventType, TurnEvent
-from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.turn_runner import as_raised
 
 logger = logging.getLogger("mobula.ingress")
 
@@ -49,7 +49,7 @@ async def gathered(events: AsyncIterator[TurnEvent]) -> dict[str, Any]:
     """The answer as a whole.
 
     Raises:
-        ModelUnavailable, ModelRefused: there is none.
+        ModelUnavailable, ModelRefused, BudgetExceeded: there is none.
         ObjectNotFound: the session has gone.
     """
     answer: dict[str, Any] = {"text": "", "sources": [], "finish_reason": None}
@@ -69,9 +69,7 @@ async def gathered(events: AsyncIterator[TurnEvent]) -> dict[str, Any]:
                 answer |= {**data, "status": "incomplete", "finish_reason": data["reason"]}
             case "error" if data["code"] == ObjectNotFound.__name__:
                 raise ObjectNotFound(f"ChatSession/{data['session_id']}")
-            case "error" if data["retryable"]:
-                raise ModelUnavailable(data["message"], data["retry_after_s"] or 1.0)
             case "error":
-                raise ModelRefused(data["message"], data["code"])
+                raise as_raised(data)
     answer["text"] = "".join(text)
     return answer

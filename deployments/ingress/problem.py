@@ -24,6 +24,8 @@ from actors import DurableError, InvalidArgument, ObjectConflict, ObjectNotFound
 from deployments.document_errors import DocumentError, DocumentTooLarge
 from deployments.errors import (
     BodyTooLarge,
+    BudgetExceeded,
+    BudgetTooSmall,
     EventsGone,
     Forbidden,
     IdempotencyKeyBusy,
@@ -33,6 +35,7 @@ from deployments.errors import (
     ModelTimeout,
     QuotaExceeded,
     ServiceError,
+    TooManyTurns,
     TurnConflict,
     Unauthorized,
 )
@@ -41,6 +44,10 @@ logger = logging.getLogger("mobula.ingress")
 
 MEDIA_TYPE = "application/problem+json"
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+QUOTA_EXCEEDED_TITLE = "Request cannot be satisfied as assigned quota has been exceeded"
+#: What OpenAI's clients know a budget by that is used up; another word for one that never was enough.
+INSUFFICIENT_QUOTA = "insufficient_quota"
+BUDGET_TOO_SMALL = "budget_too_small"
 REDUCED_CAPACITY = "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
 # A URI that nobody can mistake for a page: RFC 9457 wants `tag:` where there is none to show.
 OBJECT_QUARANTINED = "tag:mobula,2025:object-quarantined"
@@ -116,10 +123,26 @@ def problem_of(error: Exception) -> ProblemResponse:
                 429,
                 "this client's rate limit is used up for now",
                 problem_type=QUOTA_EXCEEDED,
-                title="Request cannot be satisfied as assigned quota has been exceeded",
+                title=QUOTA_EXCEEDED_TITLE,
                 retry_after_s=error.retry_after_s,
                 more={"violated-policies": ["default"]},
             )
+        case TooManyTurns() | BudgetExceeded():
+            return problem(
+                429,
+                str(error),
+                problem_type=QUOTA_EXCEEDED,
+                title=QUOTA_EXCEEDED_TITLE,
+                retry_after_s=error.retry_after_s,
+                more={
+                    "violated-policies": list(error.policies),
+                    **({"code": INSUFFICIENT_QUOTA} if isinstance(error, BudgetExceeded) else {}),
+                },
+            )
+        case BudgetTooSmall():
+            # Not 429: to wait would not help, and clients wait by themselves.
+            more = {"violated-policies": list(error.policies), "code": BUDGET_TOO_SMALL}
+            return problem(422, f"{error}: ask for less, or for fewer max_tokens", more=more)
         case IdempotencyKeyMalformed():
             return problem(400, f"Idempotency-Key: {error.problem}")
         case IdempotencyKeyReused():

@@ -53,8 +53,11 @@ async def check(request: Request, caller: Caller, body: Check | None = None) -> 
 
 @router.get("/usage", response_model=replies.RateLimitUsage)
 async def usage(request: Request, caller: Caller) -> Response:
-    """What the caller's bucket holds. Takes nothing."""
-    return reply(dataclasses.asdict(await services_of(request).limiter.usage(requester_of(request, caller))))
+    """What the caller's bucket holds, and what its tenant's budgets do. Takes nothing."""
+    services = services_of(request)
+    held = await services.limiter.usage(requester_of(request, caller))
+    left = await services.allowances.left(caller.tenant, held.client)
+    return reply({**dataclasses.asdict(held), **left})
 
 
 @resetting.post("/reset", status_code=204)

@@ -207,11 +207,44 @@ class RateLimitDecision(BaseModel):
     retry_after_s: float
 
 
+class TokensLeft(BaseModel):
+    """`promised` to calls under way; what they do not use of it comes back. Null: not limited."""
+
+    limit: int | None
+    used: int
+    promised: int
+    remaining: int | None
+
+
+class BudgetLeft(BaseModel):
+    """A budget in the day or month (UTC) that it is for now. `model` null: all of the tenant."""
+
+    name: str
+    model: str | None
+    per: str
+    input_tokens: TokensLeft
+    output_tokens: TokensLeft
+    resets_in_s: float
+
+
+class TurnsInFlight(BaseModel):
+    """Of the caller and of its tenant, those that wait included, and how many may be."""
+
+    client: int
+    tenant: int
+    per_client: int | None
+    per_tenant: int | None
+
+
 class RateLimitUsage(BaseModel):
+    """`turns_in_flight` is null where the tenant does not limit them."""
+
     client: str
     capacity: float
     refill_per_second: float
     remaining: float
+    budgets: list[BudgetLeft]
+    turns_in_flight: TurnsInFlight | None
 
 
 class ManagedObject(BaseModel):

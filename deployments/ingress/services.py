@@ -12,6 +12,7 @@ from actors import ManagedObjects, Objects, Operator
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
+from deployments.allowances import Allowances
 from deployments.idempotency import Idempotency
 from deployments.keyring import Keyring
 from deployments.limiter import Limiter
@@ -35,6 +36,7 @@ class Services:
     turns: Turns
     idempotency: Idempotency
     usage: UsageLog
+    allowances: Allowances
     chat: DeploymentHandle
     model: Models
     embedding: DeploymentHandle
@@ -68,6 +70,7 @@ class Services:
             turns=Turns(sessions),
             idempotency=Idempotency(objects, now),
             usage=UsageLog(objects, now),
+            allowances=Allowances(objects, tenants, model),
             chat=chat,
             model=model,
             embedding=embedding,

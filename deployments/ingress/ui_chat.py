@@ -18,7 +18,7 @@ from actors.runtime import RequestReused
 from actors.turn import FINAL
 from deployments.chats import Chats
 from deployments.ingress import replies
-from deployments.ingress.access import Caller, guarded_by
+from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.fields import HistoryLimit
 from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import services_of
@@ -92,6 +92,7 @@ async def _ask_in(request: Request, tenant: str, session_id: str, chat: UIChat, 
         top_k=chat.top_k,
         max_tokens=chat.max_tokens,
         temperature=chat.temperature,
+        asker=asker_of(request, request.state.caller),
     )
     if chat.is_again:
         turn_id = new_turn_id()

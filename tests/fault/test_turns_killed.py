@@ -31,6 +31,8 @@ ENDED_WITHIN_S = 30.0
 FINAL = ("completed", "incomplete", "failed", "cancelled")
 #: The key of a tenant whose model goes on with what was told of an answer.
 LASTING_KEY = "sk-lasting"
+#: The key of a tenant that has two answers a month, one at a time.
+THRIFTY_KEY = "sk-thrifty"
 #: How often a client tries again that finds nobody to answer.
 PAUSE_S = 0.25
 
@@ -49,6 +51,14 @@ def service(tmp_path_factory: pytest.TempPathFactory, model: ScriptedModel) -> I
     lasting |= {"tenant": "lasting", "keys": [lasting["keys"][0] | {"plain": LASTING_KEY}]}
     lasting["model"]["continues"] = True
     (tenants / "lasting.yaml").write_text(yaml.safe_dump(lasting))
+    thrifty = lasting | {"tenant": "thrifty", "keys": [lasting["keys"][0] | {"plain": THRIFTY_KEY}]}
+    # Of the answer that is lost nobody knows what it used before its turn is counted: there has to be enough for two.
+    thrifty |= {
+        "concurrency": {"per_client": 1},
+        "model": lasting["model"] | {"max_tokens": PIECES, "continues": False},
+    }
+    thrifty["budgets"] = [{"name": "monthly", "per": "month", "output_tokens": 2 * PIECES}]
+    (tenants / "thrifty.yaml").write_text(yaml.safe_dump(thrifty))
     running = Service(tmp_path_factory.mktemp("turns"), free_port(), config)
     running.start()
     try:
@@ -171,6 +181,33 @@ async def test_turns_end_as_they_should_when_a_replica_is_killed(
     ways = await asyncio.to_thread(compare, service, askers, killed_s)
     # Who had heard a part keeps it, and gets the rest where the model can go on; who had heard nothing is answered.
     assert ways == {"incomplete": TURNS // 4, "completed": TURNS - TURNS // 4}
+    await asyncio.to_thread(eventually, lambda: can_chat(service))
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+async def test_what_a_killed_replica_was_promised_comes_back(service: Service, model: ScriptedModel) -> None:
+    def left() -> tuple[int, int, int]:
+        """Turns in flight, tokens used and promised."""
+        with service.client(THRIFTY_KEY) as client:
+            shown = ok(client.get("/ratelimit/usage"))
+        (budget,) = shown["budgets"]
+        tokens = budget["output_tokens"]
+        return shown["turns_in_flight"]["client"], tokens["used"], tokens["promised"]
+
+    asker = Asker(tag=unique("promised"), key=THRIFTY_KEY, first_s=4.0)
+    async with httpx.AsyncClient(base_url=service.url, timeout=60, verify=False) as client:
+        asking = asyncio.ensure_future(asker.run(client))
+        await asyncio.to_thread(eventually, lambda: asker.tag in model.asked)
+        assert await asyncio.to_thread(left) == (1, 0, PIECES)
+        denied = await client.post(
+            "/chat", json={"message": "Why?", "retrieve": False}, headers={"Authorization": f"Bearer {THRIFTY_KEY}"}
+        )
+        assert denied.json()["violated-policies"] == ["turns-per-client"]
+        assert await asyncio.to_thread(service.kill, "ray::ServeReplica:default:Chat") > 0
+        # Another runs it: it is neither denied, nor one more.
+        await asking
+    assert asker.text == answer(asker.tag, PIECES)
+    await asyncio.to_thread(eventually, lambda: left() == (0, PIECES, 0))
     await asyncio.to_thread(eventually, lambda: can_chat(service))
 
 

@@ -30,6 +30,16 @@ TOOLED_KEY = "sk-tooled"
 TOOLS = ["vector_search", "kv_get", "tests.integration.own_tools:whoami", "tests.integration.own_tools:hangs"]
 STEPS_MAX = 4
 MODEL_TIMEOUT_S = 8.0
+#: Of tenants that may not do all that they like. Their keys are `sk-` and the name.
+ANSWER_TOKENS = 20
+LIMITED: dict[str, dict[str, Any]] = {
+    # Five answers a month.
+    "budgeted": {"budgets": [{"name": "monthly", "per": "month", "output_tokens": 5 * ANSWER_TOKENS}]},
+    "crowded": {
+        "concurrency": {"per_client": 3, "per_tenant": 5},
+        "limits": {"refill_per_second": 100_000, "capacity": 100_000, "client_key": ["header:x-client"]},
+    },
+}
 TOOL_TIMEOUT_S = 3.0
 
 
@@ -45,9 +55,9 @@ def _needs_the_shared_service(item: pytest.Item) -> bool:
 
 
 def configured(folder: Path, model: ScriptedModel, **more: Any) -> Path:
-    """The tests' configuration in a folder of its own, with two tenants more whose model is this one.
+    """The tests' configuration in a folder of its own, with more tenants whose model is this one.
 
-    One has all tools, and little patience.
+    One has all tools, and little patience; others are limited.
     """
     tenants = folder / "tenants"
     shutil.copytree(CONFIG.parent / "tenants", tenants)
@@ -67,6 +77,19 @@ def configured(folder: Path, model: ScriptedModel, **more: Any) -> Path:
         "tools": {"enabled": TOOLS, "steps_max": STEPS_MAX, "timeout_s": TOOL_TIMEOUT_S},
     }
     (tenants / "tooled.yaml").write_text(yaml.safe_dump(tooled))
+    for name, limited in LIMITED.items():
+        key = {**tenant["keys"][0], "plain": f"sk-{name}"}
+        (tenants / f"{name}.yaml").write_text(
+            yaml.safe_dump(
+                {
+                    **tenant,
+                    "tenant": name,
+                    "keys": [key],
+                    "model": {**tenant["model"], "max_tokens": ANSWER_TOKENS},
+                    **limited,
+                }
+            )
+        )
     return Path(shutil.copy(CONFIG, folder))
 
 

@@ -69,6 +69,8 @@ def test_usage_and_looking_at_it_cost_nothing(small: httpx.Client) -> None:
             "capacity": CAPACITY,
             "refill_per_second": 0,
             "remaining": CAPACITY,
+            "budgets": [],
+            "turns_in_flight": None,
         }
 
 

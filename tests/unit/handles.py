@@ -38,6 +38,7 @@ from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
+from configs.budgets import BudgetConfig, ConcurrencyConfig
 from configs.tenant import (
     KeyConfig,
     ModelConfig,
@@ -273,6 +274,8 @@ def tenant(
     retrieval: RetrievalConfig | None = None,
     tools: ToolsConfig | None = None,
     turns: TurnsConfig | None = None,
+    budgets: tuple[BudgetConfig, ...] = (),
+    concurrency: ConcurrencyConfig | None = None,
 ) -> TenantConfig:
     """A tenant whose key is `sk-<name>`, with the defaults of the product."""
     own = KeyConfig.model_validate({"id": "all", "plain": f"sk-{name}", "scopes": list(SCOPES)})
@@ -285,6 +288,8 @@ def tenant(
         retrieval=retrieval or RetrievalConfig(),
         tools=tools or ToolsConfig(),
         turns=turns or TurnsConfig(),
+        budgets=budgets,
+        concurrency=concurrency or ConcurrencyConfig(),
     )
 
 

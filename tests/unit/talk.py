@@ -12,6 +12,7 @@ from actors.document_index import Passage
 from actors.message import Message
 from actors.runtime.clock import ManualClock
 from actors.turn import FINAL, TurnEvent, TurnInfo
+from configs.budgets import BudgetConfig, ConcurrencyConfig
 from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, ToolsConfig, TurnsConfig
 from deployments.activity import ActivityLog
 from deployments.chat import Chat
@@ -32,6 +33,12 @@ TENANTS = {
         "tooled",
         model=ModelConfig(base_url="http://127.0.0.1:1/v1", model="m"),
         tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
+    ),
+    "thrifty": tenant(
+        "thrifty",
+        model=ModelConfig(max_tokens=100),
+        budgets=(BudgetConfig(name="daily", per="day", output_tokens=500),),
+        concurrency=ConcurrencyConfig(per_client=6, per_tenant=7),
     ),
     "hasty": tenant("hasty", turns=TurnsConfig(on_conflict="reject", attempts_max=1)),
 }

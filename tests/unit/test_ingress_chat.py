@@ -19,6 +19,7 @@ from actors import ObjectNotFound, ObjectReset
 from actors.runtime.operations import Operator
 from configs.service import ServiceConfig
 from deployments import turns
+from deployments.allowances import Allowances
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.idempotency import LEASE_S, Idempotency
 from deployments.ingress import app as ingress
@@ -56,6 +57,7 @@ class Served:
             turns=talk.turns,
             idempotency=Idempotency(talk.objects, talk.clock.now),
             usage=UsageLog(talk.objects, talk.clock.now),
+            allowances=Allowances(talk.objects, TENANTS, self.model),
             chat=self.chat,
             model=self.model,
             embedding=unused,

@@ -8,8 +8,10 @@ from typing import Any
 
 from actors.message import FOR_CLIENT
 from actors.turn import TurnEvent, Usage
-from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.errors import BudgetExceeded, ModelRefused, ModelUnavailable
 from deployments.ingress.openai.errors import error_body
+from deployments.ingress.problem import INSUFFICIENT_QUOTA
+from deployments.turn_runner import as_raised
 
 #: What clients know; whatever else a server says, the answer is at its end.
 _FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
@@ -39,7 +41,7 @@ class Completion:
     def take(self, event: TurnEvent) -> None:
         """
         Raises:
-            ModelUnavailable, ModelRefused: the event says that there is no answer.
+            ModelUnavailable, ModelRefused, BudgetExceeded: the event says that there is no answer.
         """
         data = event["data"]
         match event["type"]:
@@ -62,10 +64,8 @@ class Completion:
                 self._usage = data["usage"]
             case "turn.cancelled":
                 self._usage = data["usage"]
-            case "error" if data["retryable"]:
-                raise ModelUnavailable(data["message"], data["retry_after_s"] or 1.0)
             case "error":
-                raise ModelRefused(data["message"], data["code"])
+                raise as_raised(data)
 
     def whole(self) -> dict[str, Any]:
         text = "".join(self._text)
@@ -89,6 +89,9 @@ class Completion:
             self.take(event)
         except ModelUnavailable as error:
             yield error_body(error.problem, status=503)
+            return
+        except BudgetExceeded as error:
+            yield error_body(str(error), status=429, code=INSUFFICIENT_QUOTA)
             return
         except ModelRefused as error:
             yield error_body(error.problem, status=400, code=error.code)

@@ -18,7 +18,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors.turn import TurnEvent
 from deployments.chat_request import ModelOptions
-from deployments.ingress.access import Caller, guarded_by
+from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.chat import ask
 from deployments.ingress.events import PING_EVERY_S
 from deployments.ingress.fields import Body, Text, TopK
@@ -129,7 +129,7 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
     session_id = (body.metadata or {}).get("session_id")
     joined = False
     if session_id is None:
-        events = await _directly(services, caller, body)
+        events = await _directly(services, caller, body, asker_of(request, caller))
         completion = Completion(new_completion_id(), model, time.time())
     else:
         asked = await ask(request, _question(services, caller.tenant, session_id, body), key)
@@ -149,7 +149,7 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
     return response
 
 
-async def _directly(services: Services, caller: Principal, body: NewCompletion) -> AsyncIterator[TurnEvent]:
+async def _directly(services: Services, caller: Principal, body: NewCompletion, asker: str) -> AsyncIterator[TurnEvent]:
     choice = body.tool_choice.function.name if isinstance(body.tool_choice, FunctionChoice) else body.tool_choice
     specs, choice = checked([tool.function.spec() for tool in body.tools or ()], choice)
     return await ask_model(
@@ -164,6 +164,7 @@ async def _directly(services: Services, caller: Principal, body: NewCompletion) 
             options=body.options,
             retrieve=body.is_to_retrieve,
             top_k=body.top_k,
+            asker=asker,
         ),
     )
 

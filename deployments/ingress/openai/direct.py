@@ -30,15 +30,21 @@ from deployments.chat_request import (
 )
 from deployments.documents import Found, source_of
 from deployments.errors import ModelUnavailable, ServiceError
+from deployments.generation import Stream
 from deployments.ingress.services import Services
+from deployments.turn_allowance import FirstCall, TurnAllowance
 from deployments.turn_runner import as_error, known
+from deployments.usage_log import new_use_id
 
 logger = logging.getLogger("mobula.ingress")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DirectQuestion:
-    """What is asked of the tenant's model. `messages` are all that it is told, but for what retrieval finds."""
+    """What is asked of the tenant's model. `messages` are all that it is told, but for what retrieval finds.
+
+    `asker` is as in `Question`.
+    """
 
     tenant: str
     messages: tuple[ChatMessage, ...]
@@ -50,6 +56,7 @@ class DirectQuestion:
     retrieve: bool = False
     top_k: int | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
+    asker: str = ""
 
 
 async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterator[TurnEvent]:
@@ -57,6 +64,7 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
 
     Raises:
         ModelError: at once, where nothing comes of it.
+        TooManyTurns, BudgetExceeded, BudgetTooSmall: at once; the model was not asked.
     """
     tenant = services.tenants[question.tenant]
     messages, passages = await _with_passages(services, tenant, question)
@@ -72,7 +80,10 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
         tool_choice=question.tool_choice,
         options=question.options,
     )
-    pieces = _pieces(services, question.tenant, tenant.model.name, asked)
+    use_id = new_use_id()
+    first_call = FirstCall(asked.messages, asked.max_tokens, is_whole=True, tools=asked.tools)
+    allowance = await services.allowances.admit(question.tenant, use_id, use_id, question.asker, first_call)
+    pieces = _pieces(services, question.tenant, tenant.model.name, asked, use_id, allowance)
     first = await anext(pieces)  # raises what keeps the model from answering at all
     return _events(pieces, first, question, [source_of(passage) for passage in passages])
 
@@ -92,12 +103,18 @@ async def _with_passages(
     return (*question.messages[:place], told, *question.messages[place + 1 :]), passages
 
 
-async def _pieces(services: Services, tenant: str, model: str, asked: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
+async def _pieces(
+    services: Services, tenant: str, model: str, asked: ChatRequest, use_id: str, allowance: TurnAllowance | None
+) -> AsyncGenerator[ModelEvent, None]:
     """What the model says. Its tokens count for the tenant, however it ends."""
     said = 0
     finished: Finished | None = None
+    stream: Stream = services.model.stream
+    if allowance is not None:
+        allowance.hold()
+        stream = allowance.paid(stream, attempt=1)
     try:
-        async with aclosing(services.model.stream(asked)) as answer:
+        async with aclosing(stream(asked)) as answer:
             async for event in answer:
                 said += 1
                 finished = event if isinstance(event, Finished) else None
@@ -106,10 +123,13 @@ async def _pieces(services: Services, tenant: str, model: str, asked: ChatReques
             raise ModelUnavailable("the answer broke off", 1.0)
     finally:
         if finished is not None:
-            services.usage.note(tenant, model, input_tokens=finished.input_tokens, output_tokens=finished.output_tokens)
-        elif said:
-            chars = sum(len(message.content) for message in asked.messages)
-            services.usage.note(tenant, model, input_tokens=-(-chars // 4), output_tokens=said)
+            used = (finished.input_tokens, finished.output_tokens)
+        else:
+            used = (asked.estimated_input_tokens(), said)
+        if said:
+            services.usage.note(tenant, model, input_tokens=used[0], output_tokens=used[1], use_id=use_id)
+        if allowance is not None:
+            allowance.close()
 
 
 async def _events(

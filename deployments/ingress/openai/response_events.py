@@ -18,6 +18,13 @@ from actors.message import FOR_CLIENT
 from actors.turn import TurnEvent, Usage
 
 SERVER_LABEL = "mobula"
+#: Codes that clients know, by ours.
+_CODES = {
+    "ModelRefused": "invalid_prompt",
+    "InvalidArgument": "invalid_prompt",
+    "BudgetTooSmall": "invalid_prompt",
+    "BudgetExceeded": "rate_limit_exceeded",
+}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -246,5 +253,4 @@ def _error(error: dict[str, Any] | None) -> dict[str, Any] | None:
     """One of the few codes that clients know."""
     if error is None:
         return None
-    code = "invalid_prompt" if error["code"] in ("ModelRefused", "InvalidArgument") else "server_error"
-    return {"code": code, "message": error["message"]}
+    return {"code": _CODES.get(error["code"], "server_error"), "message": error["message"]}

@@ -24,7 +24,7 @@ from actors import DurableError, ObjectConflict, ObjectNotFound
 from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, ClientCall, TurnEvent
 from deployments.idempotency import Outcome
-from deployments.ingress.access import Caller, guarded_by
+from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import PING_EVERY_S
 from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey, outcome_once
 from deployments.ingress.openai import items, shapes
@@ -60,7 +60,7 @@ async def create(request: Request, caller: Caller, body: NewResponse, key: Idemp
     model = required(body.model, services.tenants[caller.tenant].model.name)
     body.require_consistent()
     if not body.is_stored:
-        return await _answer_directly(services, caller.tenant, model, body)
+        return await _answer_directly(services, caller.tenant, model, body, asker_of(request, caller))
     asked = await _ask(request, caller.tenant, body, key)
     answered = await _answered(services, caller.tenant, asked.session_id, asked.turn_id)
     told = begun(asked.session_id, model, answered)
@@ -241,6 +241,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             tool_choice=choice,
             result_of=result_of,
             client=body.request(query),
+            asker=asker_of(request, request.state.caller),
         )
         try:
             begun: Asked = await services.chat.begin.remote(asked)
@@ -318,7 +319,7 @@ async def _fork(services: Services, tenant: str, session_id: str, turn_id: str, 
     await services.sessions.fork(tenant, session_id, before=last + 1, new_session_id=new_session_id)
 
 
-async def _answer_directly(services: Services, tenant: str, model: str, body: NewResponse) -> Response:
+async def _answer_directly(services: Services, tenant: str, model: str, body: NewResponse, asker: str) -> Response:
     search = body.file_search
     system_prompt = services.tenants[tenant].model.system_prompt
     specs, choice = checked([tool.spec() for tool in body.functions], body.function_choice)
@@ -349,6 +350,7 @@ async def _answer_directly(services: Services, tenant: str, model: str, body: Ne
             options=body.options,
             retrieve=search is not None,
             top_k=None if search is None else search.max_num_results,
+            asker=asker,
         ),
     )
     if body.stream:

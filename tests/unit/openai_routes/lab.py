@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from actors import Operator
 from configs.service import RequestLimits, ServiceConfig
+from deployments.allowances import Allowances
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
 from deployments.idempotency import Idempotency
 from deployments.ingress import app as ingress
@@ -80,6 +81,7 @@ class Lab:
             turns=talk.turns,
             idempotency=Idempotency(talk.objects, talk.clock.now),
             usage=UsageLog(talk.objects, talk.clock.now),
+            allowances=Allowances(talk.objects, TENANTS, self.model),
             chat=self.chat,
             model=self.model,
             embedding=Handle(self.embedder),

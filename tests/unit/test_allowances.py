@@ -1,0 +1,400 @@
+"""Is a turn begun, and a model asked, only where the tenant may use more, and does what has ended keep none of it?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import ObjectConflict, ObjectOverloaded, TokenUsage
+from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, USAGE_NAME, Allowance
+from actors.turn_leases import LEASE_S
+from configs.budgets import BudgetConfig, ConcurrencyConfig
+from configs.tenant import ModelConfig, TenantConfig, ToolsConfig
+from deployments import chat as chat_deployment
+from deployments.allowances import Allowances
+from deployments.chat import Chat
+from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
+from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelRefused, TooManyTurns
+from deployments.question import Asked, Question
+from tests.unit.handles import EchoModel, tenant
+from tests.unit.objects_fixtures import ring
+from tests.unit.talk import Talk, question, talk_at, until
+
+ANSWER_TOKENS = 100
+USAGE = "TokenUsage"
+
+
+def limited(
+    name: str,
+    *,
+    input_tokens: int | None = None,
+    output_tokens: int | None = None,
+    per_client: int | None = None,
+    per_tenant: int | None = None,
+    **more: Any,
+) -> TenantConfig:
+    """A tenant whose answers have up to 100 tokens, and its budgets for a day."""
+    budget = BudgetConfig(name="daily", per="day", input_tokens=input_tokens, output_tokens=output_tokens or 10**6)
+    return tenant(
+        name,
+        **{"model": ModelConfig(max_tokens=ANSWER_TOKENS), **more},
+        budgets=(budget,) if input_tokens or output_tokens else (),
+        concurrency=ConcurrencyConfig(per_client=per_client, per_tenant=per_tenant),
+    )
+
+
+SERVER = ModelConfig(base_url="http://127.0.0.1:1/v1", model="m", max_tokens=ANSWER_TOKENS)
+TENANTS = {
+    "acme": tenant("acme"),
+    # Five answers at once.
+    "frugal": limited("frugal", output_tokens=5 * ANSWER_TOKENS),
+    "busy": limited("busy", per_client=2, per_tenant=3),
+    "both": limited("both", output_tokens=10 * ANSWER_TOKENS, per_client=1),
+    "tiny": limited("tiny", output_tokens=ANSWER_TOKENS - 1),
+    "tooled": limited(
+        "tooled",
+        output_tokens=ANSWER_TOKENS + 50,
+        model=SERVER,
+        tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
+    ),
+    # What the question comes to in bytes is more than one of sixteen parts of it.
+    "counted": limited("counted", input_tokens=1_000),
+    "rich": limited("rich", input_tokens=10**6),
+    "estimated": limited("estimated", input_tokens=10**6, model=SERVER),
+}
+
+
+class Counting(EchoModel):
+    """Counts tokens, and how often it was asked to."""
+
+    counted = 0
+
+    async def count_tokens(self, texts: Any) -> list[int]:
+        self.counted += 1
+        return await super().count_tokens(texts)
+
+
+class Calling(EchoModel):
+    """Says its pieces, and has a tool run first."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
+        calls = sum(len(message.tool_calls) for message in request.messages)
+        async for event in super().stream(request):
+            if isinstance(event, Finished) and not calls:
+                yield ToolCall(id="c1", name="whoami", arguments="{}")
+            yield event
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Iterator[Talk]:
+    with talk_at(tmp_path, TENANTS) as talk:
+        yield talk
+
+
+@pytest.fixture
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.turn_runner.CLAIM_WAIT_S", 0.05)
+
+
+def of(name: str, message: str = "Why?", **fields: Any) -> Question:
+    return question(message, tenant=name, retrieve=False, asker="ann", **fields)
+
+
+async def left(talk: Talk, name: str, client: str = "ann") -> Allowance:
+    return await Allowances(talk.objects, TENANTS, EchoModel()).left(name, client)
+
+
+async def spent(talk: Talk, name: str, kind: str = "output_tokens") -> tuple[int, int]:
+    """Used and promised."""
+    (state,) = (await left(talk, name))["budgets"]
+    found = state["output_tokens"] if kind == "output_tokens" else state["input_tokens"]
+    return found["used"], found["promised"]
+
+
+async def in_flight(talk: Talk, name: str, client: str = "ann") -> tuple[int, int]:
+    turns = (await left(talk, name, client))["turns_in_flight"]
+    assert turns is not None
+    return turns["client"], turns["tenant"]
+
+
+async def sessions_of(talk: Talk, name: str) -> int:
+    return len((await talk.sessions.page(name, limit=100, after=None, user_id=None))["sessions"])
+
+
+async def all_begun(chat: Chat, questions: list[Question]) -> tuple[list[Asked], list[TooManyTurns | BudgetExceeded]]:
+    """At once."""
+    found = await asyncio.gather(*(chat.begin(one) for one in questions), return_exceptions=True)
+    begun = [one for one in found if isinstance(one, Asked)]
+    refused = [one for one in found if isinstance(one, TooManyTurns | BudgetExceeded)]
+    assert len(begun) + len(refused) == len(questions)
+    return begun, refused
+
+
+async def come_back(talk: Talk, name: str) -> None:
+    """What is told after a call is on its way while the turn ends."""
+
+    async def has_come_back() -> bool:
+        now = await left(talk, name)
+        turns = now["turns_in_flight"]
+        promised = [state["output_tokens"]["promised"] for state in now["budgets"]]
+        return not any(promised) and (turns is None or turns["tenant"] == 0)
+
+    await until(has_come_back)
+
+
+async def test_a_tenant_without_limits_is_not_asked_about(talk: Talk) -> None:
+    await talk.answer(talk.replica(EchoModel("Because")), question())
+    assert [method for name, method in talk.objects.calls if name == USAGE] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "questions", "counted"),
+    [
+        ("frugal", ["admit"], 0),
+        ("busy", ["admit"], 0),
+        ("both", ["admit"], 0),
+        ("rich", ["admit"], 0),
+        ("estimated", ["admit"], 0),
+        ("counted", ["admit", "admit"], 1),
+    ],
+)
+@pytest.mark.parametrize("has_history", [False, True])
+async def test_a_model_is_asked_after_one_question_to_the_owner(
+    talk: Talk, name: str, questions: list[str], counted: int, has_history: bool
+) -> None:
+    model = Counting("Because", stalls_at=0)
+    session_id: str | None = None
+    if has_history:
+        session_id = await talk.new_session(name)
+        await talk.sessions.append(name, session_id, "user", "Where were we?")
+        if name == "counted":
+            # Little is left, so that only what is known is promised first, and then what has come to be known.
+            questions, counted = [*questions, "reserve"], 2
+    asked = await talk.replica(model).begin(of(name, session_id=session_id))
+    await model.stalled.wait()
+    assert [method for of_class, method in talk.objects.calls if of_class == USAGE] == questions
+    assert model.counted == counted
+    model.may_go_on.set()
+    await talk.ended(asked, name)
+    await come_back(talk, name)
+
+
+async def test_many_at_once_are_answered_no_more_than_the_budget_pays_for(talk: Talk) -> None:
+    model = EchoModel("Because", stalls_at=0)
+    begun, refused = await all_begun(talk.replica(model), [of("frugal") for _ in range(50)])
+    assert len(begun) == 5
+    assert {type(error) for error in refused} == {BudgetExceeded}
+    assert {(error.policies, error.retry_after_s) for error in refused} == {(("daily",), 5.0)}
+    assert await sessions_of(talk, "frugal") == 5
+    assert await spent(talk, "frugal") == (0, 500)
+    model.may_go_on.set()
+    for asked in begun:
+        await talk.ended(asked, "frugal")
+    assert len(model.requests) == 5
+    await come_back(talk, "frugal")
+    assert await spent(talk, "frugal") == (5, 0)
+
+
+async def test_what_turns_have_used_is_spent_once_before_and_after_it_is_counted(talk: Talk) -> None:
+    asked = await (chat := talk.replica(EchoModel(*["word"] * 60))).begin(of("frugal"))
+    await talk.ended(asked, "frugal")
+    await come_back(talk, "frugal")
+    assert await spent(talk, "frugal") == (60, 0)
+    await ring(talk.objects, talk.clock)
+    days = await talk.objects.namespace(TokenUsage).get("frugal", USAGE_NAME).days("0000", "9999")
+    assert [day["output_tokens"] for day in days] == [60]
+    assert await spent(talk, "frugal") == (60, 0)
+    await chat.drain()
+
+
+async def test_a_call_that_fails_gives_back_what_it_was_promised(talk: Talk) -> None:
+    model = EchoModel("Because", failure=ModelRefused("no", None))
+    model.failures = [ModelRefused("no", None)]
+    for used in (0, 1):
+        asked = await talk.replica(model).begin(of("both"))
+        await talk.ended(asked, "both")
+        await come_back(talk, "both")
+        assert await spent(talk, "both") == (used, 0)
+
+
+async def test_a_turn_that_is_stopped_keeps_what_it_used_and_nothing_else(talk: Talk) -> None:
+    # It can't be counted for now: the calls themselves are what is known of it.
+    talk.objects.failing[USAGE, "add"] = [ObjectOverloaded("TokenUsage/both:tokens", "too many calls", 2.0)] * 10
+    model = EchoModel("Be", "cause", stalls_at=1)
+    asked = await talk.replica(model).begin(of("both"))
+    await model.stalled.wait()
+    assert (await spent(talk, "both"), await in_flight(talk, "both")) == ((0, 100), (1, 1))
+    await talk.turns.cancel("both", asked.session_id, asked.turn_id)
+    await come_back(talk, "both")
+    assert await spent(talk, "both") == (1, 0)
+    assert await talk.objects.namespace(TokenUsage).get("both", USAGE_NAME).days("0000", "9999") == []
+
+
+async def test_a_turn_that_needs_more_in_the_middle_than_there_is_ends_with_what_it_has(talk: Talk) -> None:
+    model = Calling(*["word"] * 60)
+    asked = await talk.replica(model).begin(of("tooled"))
+    turn = await talk.ended(asked, "tooled")
+    assert turn["status"] == "incomplete"
+    assert turn["error"] is not None
+    assert (turn["error"]["code"], turn["error"]["violated_policies"]) == ("BudgetExceeded", ["daily"])
+    assert turn["error"]["message"] == "the token budget is used up (daily)"
+    assert turn["error"]["retryable"]
+    assert len(model.requests) == 1
+    await come_back(talk, "tooled")
+    assert await spent(talk, "tooled") == (60, 0)
+
+
+async def test_a_step_may_use_what_the_one_before_has_left(talk: Talk) -> None:
+    model = Calling(*["word"] * 25)
+    turn = await talk.ended(await talk.replica(model).begin(of("tooled")), "tooled")
+    assert (turn["status"], len(model.requests)) == ("completed", 2)
+    await come_back(talk, "tooled")
+    assert await spent(talk, "tooled") == (50, 0)
+
+
+async def test_a_call_that_no_day_can_pay_for_is_refused_for_ever(talk: Talk) -> None:
+    with pytest.raises(BudgetTooSmall) as refused:
+        await talk.replica(EchoModel("Because")).begin(of("tiny"))
+    assert (refused.value.policies, refused.value.output_tokens) == (("daily",), ANSWER_TOKENS)
+    assert not refused.value.retryable
+    assert await sessions_of(talk, "tiny") == 0
+    asked = await talk.replica(EchoModel("Because")).begin(of("tiny", max_tokens=ANSWER_TOKENS - 1))
+    assert (await talk.ended(asked, "tiny"))["status"] == "completed"
+
+
+async def test_a_prompt_is_counted_where_little_is_left(talk: Talk) -> None:
+    model = Counting("Because")
+    prompts = []
+    for _ in range(12):
+        asked = await talk.replica(model).begin(of("counted"))
+        await talk.ended(asked, "counted")
+        prompts.append(model.counted)
+    assert prompts == list(range(1, 13))
+    with pytest.raises(BudgetTooSmall):
+        await talk.replica(model).begin(of("counted", "word " * 1_000))
+
+
+async def test_turns_in_flight_are_limited_by_client_and_for_all(talk: Talk) -> None:
+    model = EchoModel("Because", stalls_at=0)
+    chat = talk.replica(model)
+    begun, refused = await all_begun(chat, [of("busy") for _ in range(20)])
+    assert len(begun) == 2
+    assert {(type(error), error.policies, error.retry_after_s) for error in refused} == {
+        (TooManyTurns, (TURNS_PER_CLIENT,), 1.0)
+    }
+    bobs = question("Why?", tenant="busy", retrieve=False, asker="bob")
+    more, refused = await all_begun(chat, [bobs for _ in range(20)])
+    assert len(more) == 1
+    assert {error.policies for error in refused} == {(TURNS_PER_TENANT,)}
+    assert await in_flight(talk, "busy", "bob") == (1, 3)
+    model.may_go_on.set()
+    for asked in (*begun, *more):
+        await talk.ended(asked, "busy")
+    await come_back(talk, "busy")
+    assert len((await all_begun(chat, [of("busy"), of("busy")]))[0]) == 2
+
+
+@pytest.mark.usefixtures("without_waiting")
+async def test_turns_that_wait_are_in_flight(talk: Talk) -> None:
+    model = EchoModel("Because", stalls_at=0)
+    chat = talk.replica(model)
+    session_id = await talk.new_session("busy")
+    begun, refused = await all_begun(chat, [of("busy", session_id=session_id) for _ in range(3)])
+    assert (len(begun), len(refused)) == (2, 1)
+    model.may_go_on.set()
+    for asked in begun:
+        assert (await talk.ended(asked, "busy"))["status"] == "completed"
+    await come_back(talk, "busy")
+
+
+async def test_a_request_that_joins_a_turn_is_charged_and_denied_nothing(talk: Talk) -> None:
+    model = EchoModel("Because", stalls_at=0)
+    chat = talk.replica(model)
+    session_id = await talk.new_session("both")
+    first = await chat.begin(of("both", session_id=session_id, key="k1"))
+    await model.stalled.wait()
+    second = await talk.replica(model).begin(of("both", session_id=session_id, key="k1"))  # one is all there may be
+    assert (second.turn_id, second.joined) == (first.turn_id, True)
+    assert (await spent(talk, "both"), await in_flight(talk, "both")) == ((0, 100), (1, 1))
+    model.may_go_on.set()
+    await talk.ended(first, "both")
+    await come_back(talk, "both")
+    assert (await chat.begin(of("both", session_id=session_id, key="k1"))).joined
+    await come_back(talk, "both")
+    assert len(model.requests) == 1
+
+
+async def test_a_turn_that_is_not_begun_after_all_gives_everything_back(talk: Talk) -> None:
+    session_id = await talk.new_session("both")
+    talk.objects.failing["ChatSession", "begin"] = [ObjectConflict("ChatSession/both:s", "an answer is under way")]
+    with pytest.raises(ObjectConflict):
+        await talk.replica(EchoModel("Because")).begin(of("both", session_id=session_id))
+    assert (await spent(talk, "both"), await in_flight(talk, "both")) == ((0, 0), (0, 0))
+
+
+async def test_where_nobody_can_say_nothing_is_begun(talk: Talk) -> None:
+    talk.objects.failing[USAGE, "admit"] = [ObjectOverloaded("TokenUsage/both:tokens", "too many calls", 2.0)]
+    with pytest.raises(ObjectOverloaded):
+        await talk.replica(EchoModel("Because")).begin(of("both"))
+    assert await sessions_of(talk, "both") == 0
+
+
+async def test_the_lease_of_a_turn_that_runs_is_renewed(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_deployment, "Allowances", lambda *given: Allowances(*given, renew_every_s=0.01))
+    model = EchoModel("Because", stalls_at=0)
+    asked = await talk.replica(model).begin(of("both"))
+    await model.stalled.wait()
+    for _ in range(3):
+        talk.clock.advance(LEASE_S - 1)
+        talk.objects.calls.clear()
+        async with asyncio.timeout(10):
+            while (USAGE, "renew") not in talk.objects.calls:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+    assert await in_flight(talk, "both") == (1, 1)
+    model.may_go_on.set()
+    await talk.ended(asked, "both")
+    await come_back(talk, "both")
+
+
+async def test_a_lost_turn_holds_its_lease_for_its_client_when_another_runs_it(talk: Talk) -> None:
+    lost = EchoModel("Because", stalls_at=0)
+    asked = await talk.replica(lost).begin(of("both"))
+    await lost.stalled.wait()
+    talk.clock.advance(LEASE_S)  # its runner is not heard of any more, as far as anybody knows
+    assert await in_flight(talk, "both") == (0, 0)
+    other = EchoModel("Because", stalls_at=0)
+    replica = talk.replica(other)
+    await ring(talk.objects, talk.clock)
+    await replica.check_health()
+    await other.stalled.wait()
+
+    async def is_held() -> bool:
+        return await in_flight(talk, "both") == (1, 1)
+
+    await until(is_held)
+    other.may_go_on.set()
+    await talk.ended(asked, "both")
+    await replica.drain()
+
+
+async def test_a_question_that_nobody_waits_for_any_more_gives_everything_back(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, entering = talk.replica(EchoModel("Because")), asyncio.Event()
+
+    async def enter(*_: object) -> None:
+        entering.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(chat, "_enter", enter)
+    asking = asyncio.create_task(chat.begin(of("both")))
+    await entering.wait()
+    assert await in_flight(talk, "both") == (1, 1)
+    asking.cancel()
+    await asyncio.wait({asking})
+    await come_back(talk, "both")
