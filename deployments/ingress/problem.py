@@ -36,6 +36,7 @@ from deployments.errors import (
     TurnConflict,
     Unauthorized,
 )
+from deployments.ingress.rate_limit_fields import add_limits
 
 logger = logging.getLogger("mobula.ingress")
 
@@ -118,7 +119,7 @@ def problem_of(error: Exception) -> ProblemResponse:
                 problem_type=QUOTA_EXCEEDED,
                 title="Request cannot be satisfied as assigned quota has been exceeded",
                 retry_after_s=error.retry_after_s,
-                more={"violated-policies": ["default"]},
+                more={"violated-policies": list(error.policies)},
             )
         case IdempotencyKeyMalformed():
             return problem(400, f"Idempotency-Key: {error.problem}")
@@ -213,9 +214,15 @@ def install(app: FastAPI, told: Telling = as_it_is) -> None:
     async def on_any(request: Request, error: Exception) -> Response:
         return told(request.url.path, problem_of(error))
 
+    async def on_unforeseen(request: Request, error: Exception) -> Response:
+        # Starlette sends it by a way around all middleware.
+        response = await on_any(request, error)
+        add_limits(request, response)
+        return response
+
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     known_errors = (DurableError, ServiceError, DocumentError, RayError, BackPressureError, DeploymentUnavailableError)
     for known in known_errors:
         app.add_exception_handler(known, on_any)
-    app.add_exception_handler(Exception, on_any)
+    app.add_exception_handler(Exception, on_unforeseen)
