@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from deployments.sessions import Sessions
 from deployments.tenant_files import TenantFiles
 from deployments.turns import Turns
 from deployments.usage_log import UsageLog
+
+logger = logging.getLogger("mobula.ingress")
+
+AGAIN_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,12 +121,21 @@ class Services:
 
     def beside_requests(self) -> list[Coroutine[Any, Any, None]]:
         """What has to go on for as long as requests are served."""
-        return [self.limit_changes.listen(), self.limit_changes.watch(), self._tell_counts()]
+        return [_kept_up(self.limit_changes.listen), _kept_up(self.limit_changes.watch), _kept_up(self._tell_counts)]
 
     async def _tell_counts(self) -> None:
         while True:
             await asyncio.sleep(TELL_EVERY_S)
             self.limit_counts.flush()
+
+
+async def _kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:  # whatever it is: requests are served without it, and it is wanted again
+            logger.exception("what goes on beside requests has failed, and is begun again")
+            await asyncio.sleep(AGAIN_AFTER_S)
 
 
 def services_of(request: Request) -> Services:

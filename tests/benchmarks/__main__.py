@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from deployments.free_port import free_port
-from tests.benchmarks import chat, machine
+from tests.benchmarks import chat, flood, machine
 from tests.benchmarks.report import Row, table
 from tests.integration.conftest import Service
 
@@ -34,6 +34,7 @@ def measure(*, quick: bool) -> list[Row]:
         try:
             rows += chat.first_token(service.url, KEY, 20 if quick else 60)
             rows += chat.throughput(service.url, KEY, 3 if quick else 10)
+            rows += flood.honest_client(service, quick=quick)
         finally:
             service.stop()
     return rows
