@@ -21,6 +21,7 @@ from deployments.errors import QuotaExceeded
 from deployments.limit_counts import LimitCounts
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota, TenantQuotas
+from deployments.strangers import Strangers
 
 #: A bucket whose host is restarting is asked again after this long, doubled with each try. A lost try may have taken
 #: tokens; none gives any.
@@ -76,6 +77,7 @@ class Limiter:
         counts: told of what went wrong, and of who was denied.
         monotonic: seconds, of a clock that nobody sets.
         sleep: waits between two tries.
+        strangers: has clients that are new wait for each other.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Limiter:
         counts: LimitCounts,
         monotonic: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        strangers: Strangers | None = None,
     ) -> None:
         self._buckets = objects.namespace(TokenBucket)
         self._limits = limits
@@ -94,6 +97,7 @@ class Limiter:
         self._counts = counts
         self._monotonic = monotonic
         self._sleep = sleep
+        self._strangers = strangers or Strangers()
 
     def quotas_of(self, tenant: str) -> TenantQuotas:
         return self._limits.of(tenant)
@@ -146,7 +150,12 @@ class Limiter:
             asked = self._denials.before_asking()
             bucket = self._buckets.get(tenant, client, timeout_s=max(CHECK_PAUSE_S, give_up_s - asked[0]))
             try:
-                decision = Decision(*await bucket.check(cost, quota.rows))
+                if self._strangers.is_known(tenant, client):
+                    decision = Decision(*await bucket.check(cost, quota.rows))
+                else:
+                    # Not while it waits for another try: others may have buckets in a host that is there.
+                    async with self._strangers.turn(tenant, client):
+                        decision = Decision(*await bucket.check(cost, quota.rows))
             except ObjectReset:
                 if self._monotonic() + pause_s >= give_up_s:
                     raise

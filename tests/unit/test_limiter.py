@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterator
@@ -210,6 +211,13 @@ async def test_a_tenant_that_fails_open_is_let_through_without_its_bucket_and_th
     assert caplog.messages == ["limits=let_through tenant=acme policy=- requests=3"]
     objects.failing[CHECK] = []
     assert (await _check(clients.limiter, _requester(), 1)).remaining == 4
+
+
+async def test_while_a_new_client_waits_for_its_next_try_others_have_their_turn(objects: FailingObjects) -> None:
+    clients = _clients(objects)
+    objects.failing[CHECK] = [RESET] * 3
+    await asyncio.gather(*[_check(clients.limiter, _requester(str(number)), 1) for number in range(20)])
+    assert objects.calls.count(CHECK) == 23
 
 
 async def test_a_bucket_that_is_overloaded_is_not_asked_again_and_again(objects: FailingObjects) -> None:
