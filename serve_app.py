@@ -11,7 +11,7 @@ import os
 from ray.serve import Application
 
 import actors
-from actors import ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket, TokenUsage, TurnQueue
+from actors import ChatSession, Directory, DocumentIndex, KeyValue, LimitNews, TokenBucket, TokenUsage, TurnQueue
 from actors.runtime import class_history
 from actors.runtime.class_migration import ClassMigration
 from actors.runtime.host import HostSettings
@@ -26,13 +26,14 @@ from deployments.chat import ChatDeployment
 from deployments.embedded_model import EmbeddedSettings
 from deployments.embedding import EmbeddingDeployment
 from deployments.extract import ExtractionLimits
+from deployments.fast_http import PEER_HEADER_VARIABLE
 from deployments.ingest import IngestDeployment
 from deployments.ingress.deployment import IngressDeployment
 from deployments.model import ModelDeployment
 from deployments.search import SearchDeployment
 from deployments.vectors import Vectors
 
-CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory, TurnQueue, TokenUsage)
+CLASSES = (ChatSession, TokenBucket, KeyValue, DocumentIndex, Directory, TurnQueue, TokenUsage, LimitNews)
 
 
 def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tuple[ClassMigration, ...]) -> Cluster:
@@ -60,7 +61,12 @@ def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig], history:
     )
 
 
-def build(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tuple[ClassMigration, ...]) -> Application:
+def build(
+    config: ServiceConfig,
+    tenants: dict[str, TenantConfig],
+    history: tuple[ClassMigration, ...],
+    peer_header: str | None,
+) -> Application:
     """The whole service. Reads and writes nothing: the parts begin where they run."""
     # Each replica makes its own stubs, and whichever comes first starts the hosts.
     connect = functools.partial(actors.start, cluster_of(config, tenants, history))
@@ -82,6 +88,7 @@ def build(config: ServiceConfig, tenants: dict[str, TenantConfig], history: tupl
         config=config,
         tenants=tenants,
         connect=connect,
+        peer_header=peer_header,
         chat=chat,
         model=model,
         embedding=embedding,
@@ -107,4 +114,4 @@ _history = load_class_history(_config)
 _tenants = load_tenants(_config)
 tools.check(_tenants, _config.tenants_dir)
 token_count.check(_tenants, _config.tenants_dir)
-app = build(_config, _tenants, _history)
+app = build(_config, _tenants, _history, os.environ.get(PEER_HEADER_VARIABLE))

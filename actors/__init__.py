@@ -6,6 +6,7 @@ from actors.chat_session import ChatSession
 from actors.directory import Directory
 from actors.document_index import DocumentIndex
 from actors.key_value import KeyValue
+from actors.limit_news import LimitNews
 from actors.runtime import (
     AlarmInfo,
     DurableError,
@@ -39,6 +40,7 @@ __all__ = [
     "DurableObject",
     "InvalidArgument",
     "KeyValue",
+    "LimitNews",
     "LocalBackend",
     "ManagedObjects",
     "ObjectConflict",

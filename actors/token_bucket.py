@@ -1,33 +1,31 @@
 """May this client spend?
 
-A bucket holds up to `capacity` tokens and gains `refill_per_second`. A request of some cost is allowed if the bucket
-holds as much, which is then taken; one that is not allowed takes nothing. With capacity 2 and one token a second:
-
-    time  request   before   verdict                    after
-    0.0   cost 1    2.0      allowed                    1.0
-    0.2   cost 1    1.2      allowed                    0.2
-    0.5   cost 1    0.5      no, retry after 0.5 s      0.5
-    1.0   cost 1    1.0      allowed                    0.0
-
-`take` is the arithmetic, with the time as a parameter; `TokenBucket` keeps its state. The limit comes with each call,
-so that a changed configuration holds at once and mints nothing. A bucket that is full again and not used says no more
-than one that never was: it removes itself.
+`TokenBucket` keeps the buckets of one client, one for each policy; `actors.bucket` says how they fill and what they
+pay. The policies come with each call, so that a changed configuration holds at once, and mints nothing. Buckets that
+are all full again and not used say no more than ones that never were: they remove themselves.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
+from actors.bucket import RETRY_AFTER_MAX_S, Row, State, charge, is_changed, refill, when_full
 from actors.runtime import AlarmInfo, DurableObject, InvalidArgument, idempotent, read
 
-#: What "never" is in seconds: a cost above the capacity, or a bucket that gains nothing.
-RETRY_AFTER_MAX_S = 86_400.0
-#: A bucket is removed so long after it was full. Clients that come and go within it cost no new file each time.
-KEPT_FULL_S = 60.0
+#: Of one call. As many as a tenant may have, and room for more.
+POLICIES_MAX: Final = 16
+#: Buckets are removed so long after they were full. Clients that come and go within it cost no new file each time.
+KEPT_FULL_S: Final = 60.0
+#: By the number of policies, made once: the driver finds a prepared statement by its text.
+_SAVE: Final = tuple(
+    "REPLACE INTO bucket (policy, tokens, updated_at, refill_per_second, capacity, full_at) VALUES "  # noqa: S608  constants
+    + ", ".join(["(?, ?, ?, ?, ?, ?)"] * number)
+    for number in range(POLICIES_MAX + 1)
+)
 
 migrations = Migrations("token_bucket")
 
@@ -46,108 +44,91 @@ def add_full_at(database: Database) -> None:
     database.execute("ALTER TABLE bucket ADD COLUMN full_at REAL")
 
 
-class Limit(NamedTuple):
-    """What a bucket may hold, and how fast it fills."""
-
-    refill_per_second: float
-    capacity: float
-
-
-class State(NamedTuple):
-    """What a bucket held at `updated_at` (seconds since 1970)."""
-
-    tokens: float
-    updated_at: float
-
-
-class Decision(NamedTuple):
-    """The verdict on one request. `retry_after_s` is 0 if it is allowed."""
-
-    allowed: bool
-    remaining: float
-    retry_after_s: float
-
-
-def refill(state: State | None, limit: Limit, now: float) -> State:
-    """What the bucket holds now. A new one is full; a clock that went back adds nothing and takes nothing."""
-    if state is None:
-        return State(limit.capacity, now)
-    gained = max(0.0, now - state.updated_at) * limit.refill_per_second
-    return State(min(limit.capacity, state.tokens + gained), max(now, state.updated_at))
-
-
-def when_full(state: State, limit: Limit) -> float | None:
-    """When the bucket will be full if nothing is taken; None if never."""
-    missing = limit.capacity - state.tokens
-    if missing <= 0:
-        return state.updated_at
-    return state.updated_at + missing / limit.refill_per_second if limit.refill_per_second > 0 else None
-
-
-def take(state: State | None, limit: Limit, cost: float, now: float) -> tuple[State, Decision]:
-    """Takes `cost` tokens if they are there.
-
-    Raises:
-        InvalidArgument: the cost is negative, infinite or no number.
-    """
-    # Not math.isfinite: it raises for a whole number too large for a float.
-    if not 0 <= cost < math.inf:
-        raise InvalidArgument("cost", cost, "must be a number from 0")
-    state = refill(state, limit, now)
-    if cost <= state.tokens:
-        left = state.tokens - cost
-        return State(left, state.updated_at), Decision(True, left, 0.0)
-    retry_after_s = RETRY_AFTER_MAX_S
-    if cost <= limit.capacity and limit.refill_per_second > 0:
-        # A clock that went back has to catch up first.
-        behind_s = state.updated_at - now
-        retry_after_s = min(RETRY_AFTER_MAX_S, behind_s + (cost - state.tokens) / limit.refill_per_second)
-    return state, Decision(False, state.tokens, retry_after_s)
+@migrations()
+def keep_one_for_each_policy(database: Database) -> None:
+    # Limits are null where the tokens were counted before anybody noted them.
+    database.execute("ALTER TABLE bucket RENAME TO only_bucket")
+    database.execute(
+        "CREATE TABLE bucket (policy TEXT PRIMARY KEY, tokens REAL NOT NULL, updated_at REAL NOT NULL,"
+        " refill_per_second REAL, capacity REAL, full_at REAL) WITHOUT ROWID"
+    )
+    database.execute(
+        "INSERT INTO bucket (policy, tokens, updated_at, full_at)"
+        " SELECT 'default', tokens, updated_at, full_at FROM only_bucket"
+    )
+    database.execute("DROP TABLE only_bucket")
 
 
 class TokenBucket(DurableObject):
-    """The bucket of one client."""
+    """The buckets of one client."""
 
     migrations = migrations
 
-    def check(self, cost: float, limit: Limit) -> Decision:
-        """Takes `cost` tokens if they are there. Not repeated by the stub: a caller that repeats may pay twice."""
-        state, decision = take(self._state(), limit, cost, self.clock.now())
-        full_at = when_full(state, limit)
-        self.storage.sql(
-            "INSERT INTO bucket (only, tokens, updated_at, full_at) VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE"
-            " SET tokens = excluded.tokens, updated_at = excluded.updated_at, full_at = excluded.full_at",
-            *state,
-            full_at,
-        )
-        if full_at is not None and self.storage.get_alarm() is None:
-            self._look_again(full_at)
-        return decision
+    def start(self) -> None:
+        #: What is stored, by policy. None, or nothing: to be looked up.
+        self._stored: dict[str, State] | None = None
+
+    def check(self, cost: float, policies: Sequence[Row]) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
+        """Takes `cost` tokens from the bucket of each policy if all that count hold as much, and else none.
+
+        Returns a `Decision` as a plain tuple, which travels faster.
+        Not repeated by the stub: a caller that repeats may pay twice.
+        """
+        if not 0 < len(policies) <= POLICIES_MAX:
+            raise InvalidArgument("policies", len(policies), f"must be 1 to {POLICIES_MAX}")
+        stored = self._stored or self._look_up()
+        before = [stored.get(policy[0]) for policy in policies]
+        after, decision = charge(before, policies, cost, self.clock.now())
+        # What was only looked at needs no note: what it gained since is counted as well from what was noted before.
+        if (decision.allowed and cost) or any(map(is_changed, before, policies)):
+            self._save(stored, policies, after)
+        allowed, remaining, retry_after_s = decision
+        return allowed, remaining, retry_after_s
+
+    def _save(self, stored: dict[str, State], policies: Sequence[Row], states: Sequence[State]) -> None:
+        binds: list[str | float | None] = []
+        latest: float | None = 0.0
+        for policy, state in zip(policies, states, strict=True):
+            full_at = when_full(state)
+            binds += (policy[0], *state, full_at)
+            latest = None if latest is None or full_at is None else max(latest, full_at)
+        self.storage.sql(_SAVE[len(states)], *binds)
+        if latest is not None and self.storage.get_alarm() is None:
+            self._look_again(latest)
+        # Last: what is known here is what is stored, or less where the turn was undone.
+        for policy, state in zip(policies, states, strict=True):
+            stored[policy[0]] = state
 
     def alarm(self, info: AlarmInfo) -> None:
-        """Removes a bucket that is full and was not used since."""
-        ((full_at,),) = self.storage.sql("SELECT full_at FROM bucket") or [(None,)]
-        if full_at is None:
+        """Removes buckets that are full and were not used since."""
+        ((all_full_at, all_fill),) = self.storage.sql("SELECT max(full_at), count(*) = count(full_at) FROM bucket")
+        if all_full_at is None or not all_fill:
             return  # the next check sets another
-        if full_at + KEPT_FULL_S <= self.clock.now():
-            self.storage.delete_all()
+        if all_full_at + KEPT_FULL_S <= self.clock.now():
+            self._forget()
         else:
-            self._look_again(full_at)
+            self._look_again(all_full_at)
 
     def _look_again(self, full_at: float) -> None:
         # Not with each check: one that is set comes early enough. A bucket that takes years to fill is looked at daily.
         self.storage.set_alarm(min(full_at, self.clock.now() + RETRY_AFTER_MAX_S) + KEPT_FULL_S)
 
     @read
-    def usage(self, limit: Limit) -> State:
-        """What the bucket holds now."""
-        return refill(self._state(), limit, self.clock.now())
+    def usage(self, policies: Sequence[Row]) -> tuple[State, ...]:
+        """What the bucket of each policy holds now."""
+        stored, now = self._stored or self._look_up(), self.clock.now()
+        return tuple([refill(stored.get(policy[0]), policy, now) for policy in policies])
 
     @idempotent
     def reset(self) -> None:
-        """Fills the bucket, by forgetting it."""
-        self.storage.delete_all()
+        """Fills all buckets, by forgetting them."""
+        self._forget()
 
-    def _state(self) -> State | None:
-        rows = self.storage.sql("SELECT tokens, updated_at FROM bucket")
-        return State(*rows[0]) if rows else None
+    def _forget(self) -> None:
+        self.storage.delete_all()
+        self._stored = None
+
+    def _look_up(self) -> dict[str, State]:
+        rows = self.storage.sql("SELECT policy, tokens, updated_at, refill_per_second, capacity FROM bucket")
+        self._stored = {policy: State(*state) for policy, *state in rows}
+        return self._stored

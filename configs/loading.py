@@ -2,7 +2,8 @@
 
 `load_service` reads the service's file and applies the environment's overrides, `load_tenants` reads the tenants'
 folder and checks what no single file can show. Either gives a complete, consistent value or raises one `ConfigError`.
-Nothing is read again later: a changed file is taken up at the next start.
+A changed file is taken up at the next start, but for a tenant's limits, which the service looks for with `tenant_files`
+and `load_tenant` while it runs.
 
 Relative paths: `tenants_dir`, `migrations` and a tenant's `tokenizer` are part of the configuration, and count from the
 folder of the file that names them, so that a configuration can be moved as a whole. `data_dir` is no part of it, and
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from configs.errors import ConfigError
 from configs.service import ServiceConfig
@@ -63,17 +65,34 @@ def load_tenants(service: ServiceConfig) -> dict[str, TenantConfig]:
     """
     tenants: dict[str, TenantConfig] = {}
     owner_of: dict[str, str] = {}
-    for file in _tenant_files(service.tenants_dir):
-        tenant = read(file, TenantConfig)
-        if tenant.tenant != file.stem:
-            raise ConfigError(str(file), "tenant", ascii(tenant.tenant), f"must be the file's name, {file.stem!r}")
-        for index, key in enumerate(tenant.keys):
-            _check_key(file, f"keys[{index}]", key, service, owner_of)
-            owner_of[key.digest] = f"{tenant.tenant}/{key.id}"
-        tenants[tenant.tenant] = _with_whole_paths(file, tenant)
+    for file in tenant_files(service.tenants_dir):
+        tenant = load_tenant(file, service, owner_of)
+        owner_of |= {key.digest: f"{tenant.tenant}/{key.id}" for key in tenant.keys}
+        tenants[tenant.tenant] = tenant
     if not tenants:
         raise ConfigError(str(service.tenants_dir), WHOLE_FILE, "", "holds no tenant: nobody could use the service")
     return tenants
+
+
+def load_tenant(file: Path, service: ServiceConfig, owner_of: Mapping[str, str] = MappingProxyType({})) -> TenantConfig:
+    """One tenant.
+
+    Args:
+        file: What it is described in.
+        service: What allows what a tenant may say.
+        owner_of: Who has a key already, by the key's digest.
+
+    Raises:
+        ConfigError: it is not as it must be, or claims a key that has an owner.
+    """
+    tenant = read(file, TenantConfig)
+    if tenant.tenant != file.stem:
+        raise ConfigError(str(file), "tenant", ascii(tenant.tenant), f"must be the file's name, {file.stem!r}")
+    known = dict(owner_of)
+    for index, key in enumerate(tenant.keys):
+        _check_key(file, f"keys[{index}]", key, service, known)
+        known[key.digest] = f"{tenant.tenant}/{key.id}"
+    return _with_whole_paths(file, tenant)
 
 
 def _check_key(file: Path, field: str, key: KeyConfig, service: ServiceConfig, owner_of: dict[str, str]) -> None:
@@ -101,8 +120,12 @@ def _with_whole_paths(file: Path, tenant: TenantConfig) -> TenantConfig:
     return tenant.model_copy(update={"model": tenant.model.model_copy(update={"tokenizer": tokenizer})})
 
 
-def _tenant_files(folder: Path) -> list[Path]:
-    """The YAML files of the folder. Hidden ones are editors' and Kubernetes' (`..data`), other kinds are anybody's."""
+def tenant_files(folder: Path) -> list[Path]:
+    """The YAML files of the folder, by name. Hidden ones are editors' and Kubernetes' (`..data`), others anybody's.
+
+    Raises:
+        ConfigError: the folder can't be read, or one is named as if it were to be read, and is not.
+    """
     try:
         files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from configs.base import Config, ConfigPath
 
@@ -22,6 +22,15 @@ _HOST_NAME = re.compile(r"(?!.*\.\d+$)(?!\d+$)[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A
 # Ray schedules by these itself; a custom resource of such a name would be refused by Ray much later.
 _RAY_RESOURCES = frozenset({"CPU", "GPU", "TPU", "memory", "object_store_memory"})
 
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError("must be an address or a network such as 10.0.0.0/8, without host bits") from None
+
+
+Network = Annotated[str, AfterValidator(_network)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -29,6 +38,7 @@ class HttpConfig(Config):
     host: str = "127.0.0.1"
     port: Port = 8000
     client_ip_header: str | None = None
+    trusted_proxies: Annotated[tuple[Network, ...], Field(strict=False, max_length=256)] = ()
     replicas: int = Field(default=1, ge=1, le=1_000)
 
     @field_validator("host")
@@ -47,6 +57,15 @@ class HttpConfig(Config):
         if header is not None and not HEADER_NAME.fullmatch(header):
             raise ValueError("must be the name of an HTTP header")
         return header and header.lower()
+
+    @model_validator(mode="after")
+    def _header_and_proxies_go_together(self) -> HttpConfig:
+        if (self.client_ip_header is None) != (not self.trusted_proxies):
+            raise ValueError(
+                "must have both client_ip_header and trusted_proxies, or neither: the header counts only where one of "
+                "these has set it"
+            )
+        return self
 
     @property
     def is_loopback(self) -> bool:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_val
 
 from configs.base import Config, ConfigPath
 from configs.budgets import Budgets, ConcurrencyConfig
-from configs.service import HEADER_NAME
+from configs.limits import TenantLimits
 
 #: `operator` is for those who run the service: where a route says so, the key's other scopes count for every tenant.
 Scope = Literal["chat", "ingest", "search", "kv", "admin", "operator"]
@@ -90,35 +90,6 @@ class PlacementConfig(Config):
         """The placement of a class; classes that tenants can't place are pooled."""
         placement: Placement = getattr(self, class_name) if class_name in type(self).model_fields else "pooled"
         return placement
-
-
-def _client_key_part(part: str) -> str:
-    if part in ("api_key", "ip", "user"):
-        return part
-    kind, _, header = part.partition(":")
-    if kind != "header":
-        raise ValueError("must be api_key, ip, user or header:<name>")
-    if not HEADER_NAME.fullmatch(header):
-        raise ValueError("must name an HTTP header after 'header:'")
-    if header.lower() in ("authorization", "cookie"):
-        # It would become part of an object's name, on disk and in logs.
-        raise ValueError("must not be a header that carries a secret: use api_key")
-    return f"header:{header.lower()}"
-
-
-class TenantLimits(Config):
-    refill_per_second: float = Field(default=20.0, ge=0, le=1_000_000)
-    capacity: float = Field(default=100.0, gt=0, le=1_000_000_000)
-    client_key: Annotated[
-        tuple[Annotated[str, AfterValidator(_client_key_part)], ...], Field(strict=False, min_length=1, max_length=4)
-    ] = ("api_key",)
-
-    @field_validator("client_key")
-    @classmethod
-    def _each_once(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(parts)) < len(parts):
-            raise ValueError("names a part twice")
-        return parts
 
 
 class SessionsConfig(Config):

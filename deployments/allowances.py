@@ -40,7 +40,6 @@ class Allowances:
         limited = {name: tenant for name, tenant in tenants.items() if tenant.budgets or tenant.concurrency.is_limited}
         counters = token_count.counters_of(limited, model)
         self._terms = {
-            # They fail closed, all of them: `Terms.fails_open` is for tenants that will say otherwise.
             name: Terms(
                 budgets=tuple(Budget(**budget.model_dump()) for budget in tenant.budgets),
                 concurrency=Concurrency(tenant.concurrency.per_client, tenant.concurrency.per_tenant),
@@ -48,6 +47,7 @@ class Allowances:
                 context_tokens=tenant.model.context_tokens,
                 counter=counters[name],
                 promised_for_s=tenant.model.timeout_s + PROMISE_MARGIN_S,
+                fails_open=tenant.limits.fail == "open",
             )
             for name, tenant in limited.items()
         }

@@ -9,7 +9,7 @@ call may succeed later, `retry_after_s` how long to wait first; nothing else in 
     │  ├ Unauthorized
     │  ├ Forbidden(scope)
     │  ├ BodyTooLarge(size_bytes_max)
-    │  ├ QuotaExceeded(retry_after_s)               retryable: the client's bucket can't pay yet
+    │  ├ QuotaExceeded(retry_after_s, policies)     retryable: the client's buckets can't pay yet
     │  ├ TooManyTurns(policies, retry_after_s)      retryable: others of the client or the tenant are in flight
     │  ├ BudgetExceeded(policies, retry_after_s)    retryable: the tenant's model tokens are used up, or promised
     │  ├ BudgetTooSmall(policies, …)                one call needs more tokens than the whole budget has
@@ -73,13 +73,14 @@ class BodyTooLarge(RequestError):
 
 
 class QuotaExceeded(RequestError):
-    """The client's bucket can't pay for the request yet."""
+    """The client's buckets can't pay for the request yet: those of `policies`, by their names."""
 
     retryable = True
 
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(retry_after_s)
+    def __init__(self, retry_after_s: float, policies: tuple[str, ...]) -> None:
+        super().__init__(retry_after_s, policies)
         self.retry_after_s = retry_after_s
+        self.policies = policies
 
 
 class TooManyTurns(RequestError):

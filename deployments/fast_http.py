@@ -28,6 +28,8 @@ FAST_HTTP_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Else a replica keeps what it logs, errors and what administrators did among it, until there are 1000 lines.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        # Else replicas believe, before this service is asked, whatever X-Forwarded-For says of the client.
+        "FORWARDED_ALLOW_IPS": "",
     }
 )
 
@@ -43,6 +45,10 @@ MAX_RUNTIME_DIR_BYTES: Final = MAX_SOCKET_PATH_BYTES - NODE_ID_CHARACTERS - len(
 
 SHIM_NAME: Final = "haproxy-on-loopback"
 
+#: In which HAProxy tells replicas who connected to it, in place of whatever the client sent under that name. That it
+#: does is told by a variable: a HAProxy that somebody else has set up passes on what the client sent.
+PEER_HEADER: Final = "x-mobula-peer"
+PEER_HEADER_VARIABLE: Final = "MOBULA_PEER_HEADER"
 
 # A path with any other character would need quoting in HAProxy's configuration, which Serve does not do.
 PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._-]+")
@@ -88,13 +94,15 @@ def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str,
         # The variable behind `runtime_env={"worker_process_setup_hook": …}`. Given here it holds for every worker, and
         # spares each actor a runtime environment of its own, which would keep it from using Ray's ready workers.
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "deployments.loopback.install",
+        PEER_HEADER_VARIABLE: PEER_HEADER,
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
 def haproxy_shim(*, haproxy: Path, runtime_dir: Path) -> str:
-    """A program for Serve to start in HAProxy's place, which takes the two side doors off the network and becomes it.
+    """A program for Serve to start in HAProxy's place, which takes the two side doors off the network, has HAProxy
+    tell who connects, and becomes it.
 
     Serve's template binds statistics and metrics to all interfaces, on ports that have no address setting and that two
     services would contend for. Here they become sockets that only the service's own user can open
@@ -114,9 +122,11 @@ for argument; do
 done
 if [ -n "$config" ]; then
     sed -e 's|^\\( *bind \\)\\*:{STATS_PORT}$|\\1unix@'{stats}' mode 600|' \\
-        -e 's|^\\( *bind \\):{METRICS_PORT}$|\\1unix@'{metrics}' mode 600|' "$config" >"$config.closed"
-    if [ "$(grep -c '^ *bind unix@.* mode 600$' "$config.closed")" != 2 ]; then
-        echo "statistics and metrics are not where they were in Serve's template: not starting HAProxy" >&2
+        -e 's|^\\( *bind \\):{METRICS_PORT}$|\\1unix@'{metrics}' mode 600|' \\
+        -e '/^frontend http_frontend$/a\\    http-request set-header {PEER_HEADER} %[src]' "$config" >"$config.closed"
+    if [ "$(grep -c '^ *bind unix@.* mode 600$' "$config.closed")" != 2 ] ||
+        [ "$(grep -c '^ *http-request set-header {PEER_HEADER} ' "$config.closed")" != 1 ]; then
+        echo "statistics, metrics or the port are not where they were in Serve's template: not starting HAProxy" >&2
         exit 1
     fi
     mv "$config.closed" "$config"

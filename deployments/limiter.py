@@ -1,122 +1,188 @@
 """May this client make this request now?
 
-Each client has a `TokenBucket` keyed `tenant:client`. What makes a client is the tenant's choice: API key, address,
-user, a header, or several of them together.
+Each client has a `TokenBucket` keyed `tenant:client`, which keeps a bucket for each of the tenant's policies; all that
+count pay, or none does. A client that can't pay yet is denied here as long as that is certain (`deployments.denials`).
+Where the owner of the buckets can't be asked for `fail_after_s`, the tenant's limits say whether the request is let
+through, or refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from actors import ObjectReset, Objects, TokenBucket
-from actors.runtime.object_id import encode_part
-from actors.token_bucket import Decision, Limit
-from configs.tenant import TenantConfig
+from actors import DurableError, InvalidArgument, ObjectReset, Objects, TokenBucket
+from actors.bucket import Decision, State
+from configs.limits import PolicyConfig, RouteName
+from deployments.client_name import Requester, client_name
+from deployments.denials import Denials
 from deployments.errors import QuotaExceeded
-from deployments.keyring import Principal
+from deployments.limit_counts import LimitCounts
+from deployments.live_limits import LiveLimits
+from deployments.quotas import RouteQuota, TenantQuotas
+from deployments.strangers import Strangers
 
-USER_HEADER = "x-user-id"
-#: A longer name is replaced by its hash: file names are bounded, and one character may take three there.
-CLIENT_CHARS_MAX = 56
-#: A bucket whose host is restarting is asked again this often. A lost try may have taken tokens; none gives any.
-CHECK_TRIES_MAX = 8
-#: Before the second try; doubled with each. Together they outlast a restart, which takes one to two seconds.
+#: A bucket whose host is restarting is asked again after this long, doubled with each try. A lost try may have taken
+#: tokens; none gives any.
 CHECK_PAUSE_S = 0.05
+CHECK_PAUSE_MAX_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Requester:
-    """What a request shows of the client behind it. Header names are in lower case."""
+class Verdict:
+    """What came of a check. `decision` is None where there was nothing to ask, or nobody."""
 
-    principal: Principal
-    address: str
-    headers: Mapping[str, str]
+    allowed: bool
+    quota: RouteQuota
+    decision: Decision | None
+
+    @property
+    def retry_after_s(self) -> float:
+        return self.quota.retry_after_s(self.decision) if self.decision else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """The most that a request could cost now; None if nothing limits it, or nobody knows."""
+        return self.quota.remaining(self.decision) if self.decision else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """What a client has left."""
+    """What a client has left: each of the tenant's policies, with the state of its bucket."""
 
     client: str
-    capacity: float
-    refill_per_second: float
-    remaining: float
+    quotas: TenantQuotas
+    states: tuple[State, ...]
+
+    @property
+    def policies(self) -> list[tuple[PolicyConfig, State]]:
+        return list(zip(self.quotas.configs, self.states, strict=True))
+
+    @property
+    def verdict(self) -> Verdict:
+        """As if a request of no cost had been made."""
+        tokens = tuple([state.tokens for state in self.states])
+        decision = Decision(True, tokens, (0.0,) * len(tokens))
+        return Verdict(allowed=True, quota=self.quotas.everything, decision=decision)
 
 
 class Limiter:
-    """Checks clients against their buckets."""
+    """Checks clients against their buckets.
+
+    Args:
+        objects: where the buckets are.
+        limits: what each tenant allows.
+        denials: who can't pay now.
+        counts: told of what went wrong, and of who was denied.
+        monotonic: seconds, of a clock that nobody sets.
+        sleep: waits between two tries.
+        strangers: has clients that are new wait for each other.
+    """
 
     def __init__(
         self,
         objects: Objects,
-        tenants: Mapping[str, TenantConfig],
+        limits: LiveLimits,
+        *,
+        denials: Denials,
+        counts: LimitCounts,
+        monotonic: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        strangers: Strangers | None = None,
     ) -> None:
         self._buckets = objects.namespace(TokenBucket)
-        self._parts = {name: tenant.limits.client_key for name, tenant in tenants.items()}
-        self._limits = {
-            name: Limit(tenant.limits.refill_per_second, tenant.limits.capacity) for name, tenant in tenants.items()
-        }
+        self._limits = limits
+        self._denials = denials
+        self._counts = counts
+        self._monotonic = monotonic
         self._sleep = sleep
+        self._strangers = strangers or Strangers()
+
+    def quotas_of(self, tenant: str) -> TenantQuotas:
+        return self._limits.of(tenant)
 
     def client_of(self, requester: Requester) -> str:
-        """The client's name: the parts that the tenant chose, each encoded so that none can pose as two.
+        """The client's name among those of its tenant."""
+        return client_name(self._limits.of(requester.principal.tenant).client_key, requester)
 
-        Encoded parts hold neither "&" nor "/", so that no value is taken for no value, or for another's hash.
-        """
-        values = []
-        for part in self._parts[requester.principal.tenant]:
-            if part == "api_key":
-                value = requester.principal.key_id
-            elif part == "ip":
-                value = requester.address
-            elif part == "user":
-                value = requester.headers.get(USER_HEADER, "")
-            else:
-                value = requester.headers.get(part.removeprefix("header:"), "")
-            values.append(encode_part(value))
-        client = "&".join(values) or "&"
-        return client if len(client) <= CLIENT_CHARS_MAX else f"sha256/{hashlib.sha256(client.encode()).hexdigest()}"
+    async def check(self, requester: Requester, route: RouteName, cost: float | None = None) -> Verdict:
+        """Takes `cost` tokens from the client's buckets for the route, if all that count hold as much.
 
-    async def charge(self, requester: Requester, cost: float) -> None:
-        """
+        Args:
+            requester: the client.
+            route: what it asks for.
+            cost: what that costs; None for what the tenant says.
+
         Raises:
-            QuotaExceeded: the client's bucket can't pay; says when it can.
+            DurableError: they could not be asked, and the tenant's limits fail closed.
         """
-        decision = await self.check(requester, cost)
-        if not decision.allowed:
-            raise QuotaExceeded(decision.retry_after_s)
-
-    async def check(self, requester: Requester, cost: float) -> Decision:
-        """Takes `cost` tokens from the client's bucket if they are there."""
         tenant = requester.principal.tenant
-        bucket = self._buckets.get(tenant, self.client_of(requester))
-        for tried in range(CHECK_TRIES_MAX):
-            if tried:
-                await self._sleep(CHECK_PAUSE_S * 2 ** (tried - 1))
+        quotas = self._limits.of(tenant)
+        quota = quotas.routes[route]
+        if cost is None:
+            cost = quota.cost
+        if not quota.rows:
+            return Verdict(allowed=True, quota=quota, decision=None)
+        client = client_name(quotas.client_key, requester)
+        decision = self._denials.answer(tenant, client, quota, cost)
+        if decision is None:
             try:
-                decision: Decision = await bucket.check(cost, self._limits[tenant])
-                return decision
-            except ObjectReset:
-                if tried + 1 == CHECK_TRIES_MAX:
+                decision = await self._ask(tenant, client, quota, cost, quotas.fail_after_s)
+            except InvalidArgument:
+                raise
+            except DurableError:
+                self._counts.add("let_through" if quotas.fail == "open" else "refused", tenant)
+                if quotas.fail == "closed":
                     raise
-        raise AssertionError("the last try returns or raises")
+                return Verdict(allowed=True, quota=quota, decision=None)
+        if any(decision.retry_after_s):
+            for name in quota.would_violate(decision) if decision.allowed else ():
+                self._counts.add("shadow", tenant, name)
+            for name in quota.violated(decision):
+                self._counts.add("denied", tenant, name)
+        return Verdict(allowed=decision.allowed, quota=quota, decision=decision)
+
+    async def _ask(self, tenant: str, client: str, quota: RouteQuota, cost: float, timeout_s: float) -> Decision:
+        give_up_s = self._monotonic() + timeout_s
+        pause_s = CHECK_PAUSE_S
+        while True:
+            asked = self._denials.before_asking()
+            bucket = self._buckets.get(tenant, client, timeout_s=max(CHECK_PAUSE_S, give_up_s - asked[0]))
+            try:
+                if self._strangers.is_known(tenant, client):
+                    decision = Decision(*await bucket.check(cost, quota.rows))
+                else:
+                    # Not while it waits for another try: others may have buckets in a host that is there.
+                    async with self._strangers.turn(tenant, client):
+                        decision = Decision(*await bucket.check(cost, quota.rows))
+            except ObjectReset:
+                if self._monotonic() + pause_s >= give_up_s:
+                    raise
+                await self._sleep(pause_s)
+                pause_s = min(2 * pause_s, CHECK_PAUSE_MAX_S)
+                continue
+            if not decision.allowed:
+                self._denials.remember(tenant, client, quota, decision, asked)
+            return decision
 
     async def usage(self, requester: Requester) -> Usage:
         tenant = requester.principal.tenant
-        client = self.client_of(requester)
-        limit = self._limits[tenant]
-        state = await self._buckets.get(tenant, client).usage(limit)
-        return Usage(
-            client=client,
-            capacity=limit.capacity,
-            refill_per_second=limit.refill_per_second,
-            remaining=state.tokens,
-        )
+        quotas = self._limits.of(tenant)
+        client = client_name(quotas.client_key, requester)
+        states = await self._buckets.get(tenant, client).usage(quotas.everything.rows)
+        return Usage(client=client, quotas=quotas, states=states)
 
     async def reset(self, tenant: str, client: str) -> None:
-        """Fills one client's bucket."""
+        """Fills one client's buckets. Who remembers that it could not pay has yet to be told."""
         await self._buckets.get(tenant, client).reset()
+
+
+def require_allowed(verdict: Verdict) -> None:
+    """
+    Raises:
+        QuotaExceeded: the client's buckets can't pay; says which, and when they can.
+    """
+    if not verdict.allowed:
+        assert verdict.decision is not None
+        raise QuotaExceeded(verdict.retry_after_s, verdict.quota.violated(verdict.decision))

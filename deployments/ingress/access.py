@@ -1,7 +1,8 @@
 """May this request be served at all?
 
 Asked before anything else of a request is looked at, its body included: the key is known, it has the route's scope, and
-the client's bucket pays. In this order, so that an unknown caller costs no call to any object.
+the client's buckets pay. In this order, so that an unknown caller costs no call to any object. What came of it is told
+in fields of every response (`deployments.ingress.rate_limit_fields`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 
+from configs.limits import RouteName
 from configs.tenant import Scope
+from deployments.client_name import Requester
+from deployments.ingress.rate_limit_fields import note_limits
 from deployments.ingress.services import services_of
 from deployments.keyring import Principal
-from deployments.limiter import Requester
-
-REQUEST_COST = 1.0
+from deployments.limiter import Verdict, require_allowed
 
 #: Gives the caller of a request, or refuses it.
 Guard: TypeAlias = "Callable[[Request], Coroutine[Any, Any, Principal]]"
@@ -28,31 +30,33 @@ class Access:
 
     Args:
         scope: what the key must be allowed; None for any known key.
-        cost: tokens that the request costs.
+        route: by what the tenants' limits know it; None where it costs nothing.
     """
 
-    def __init__(self, scope: Scope | None, cost: float = REQUEST_COST) -> None:
+    def __init__(self, scope: Scope | None, route: RouteName | None) -> None:
         self._scope = scope
-        self._cost = cost
+        self._route = route
 
     async def __call__(self, request: Request) -> Principal:
         services = services_of(request)
         principal = services.keyring.authenticate(request.headers.get("authorization"))
+        quotas = services.limiter.quotas_of(principal.tenant)
+        # In case that nothing is asked of the buckets, or nothing answered.
+        quota = quotas.everything if self._route is None else quotas.routes[self._route]
+        note_limits(request, Verdict(allowed=True, quota=quota, decision=None))
         if self._scope is not None:
             principal.require(self._scope)
-        if self._cost:
-            await services.limiter.charge(requester_of(request, principal), self._cost)
+        if self._route is not None:
+            verdict = await services.limiter.check(requester_of(request, principal), self._route)
+            note_limits(request, verdict)
+            require_allowed(verdict)
         return principal
 
 
 def requester_of(request: Request, principal: Principal) -> Requester:
     """What the limiter may know of a request."""
-    header = services_of(request).config.http.client_ip_header
-    # The last entry of the last line is the trusted proxy's own: many a proxy adds a line of its own to what the client
-    # claims, and others add to the client's line.
-    forwarded = (request.headers.getlist(header) or [""])[-1] if header else ""
-    address = forwarded.rpartition(",")[2].strip() or (request.client.host if request.client else "")
-    return Requester(principal=principal, address=address, headers=request.headers)
+    addresses = services_of(request).addresses
+    return Requester(principal=principal, address=lambda: addresses.of(request), headers=request.headers)
 
 
 def asker_of(request: Request, principal: Principal) -> str:
@@ -63,9 +67,9 @@ def asker_of(request: Request, principal: Principal) -> str:
     return services.limiter.client_of(requester_of(request, principal))
 
 
-def guarded_by(scope: Scope | None, cost: float = REQUEST_COST) -> type[APIRoute]:
+def guarded_by(scope: Scope | None, route: RouteName | None) -> type[APIRoute]:
     """The class of routes that `Access` stands before. Its handlers take the caller as a `Caller`."""
-    access = Access(scope, cost)
+    access = Access(scope, route)
 
     class GuardedRoute(APIRoute):
         guard: Guard = access

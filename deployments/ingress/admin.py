@@ -39,7 +39,7 @@ from deployments.keyring import Principal
 logger = logging.getLogger("mobula.admin")
 
 PREFIX = "/admin/objects"
-router = APIRouter(route_class=guarded_by("admin"), prefix=PREFIX, tags=["admin"])
+router = APIRouter(route_class=guarded_by("admin", "admin"), prefix=PREFIX, tags=["admin"])
 
 #: A database that comes in may be larger than any other body. Larger ones still: `python -m actors import`.
 IMPORT_BYTES_MAX = 1024**3

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 from fastapi import FastAPI
 
 from deployments.ingress import (
@@ -13,6 +17,7 @@ from deployments.ingress import (
     key_value,
     problem,
     ratelimit,
+    reloading,
     sessions,
     turns,
     ui_chat,
@@ -21,6 +26,7 @@ from deployments.ingress import (
 from deployments.ingress.body_limit import BodyLimit
 from deployments.ingress.openai import completions, conversations, embeddings, models, responses
 from deployments.ingress.openai import errors as openai_errors
+from deployments.ingress.rate_limit_fields import RateLimitFields
 from deployments.ingress.replies import problems
 from deployments.ingress.services import Services
 
@@ -43,12 +49,14 @@ _ROUTERS = (
     ui_chat.router,
     turns.router,
     usage.router,
+    documents.ingesting,
     documents.router,
     documents.searching,
     key_value.router,
     ratelimit.router,
     ratelimit.resetting,
     admin.router,
+    reloading.router,
 )
 
 _OPENAI_ROUTERS = (
@@ -57,6 +65,7 @@ _OPENAI_ROUTERS = (
     embeddings.router,
     conversations.router,
     responses.router,
+    responses.kept,
 )
 
 
@@ -67,6 +76,7 @@ def build(services: Services) -> FastAPI:
         summary="Multi-tenant chat, retrieval and rate limits on durable objects.",
         version="0.1.0",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=_lifespan,
     )
     app.state.services = services
     problem.install(app, openai_errors.told)
@@ -77,6 +87,8 @@ def build(services: Services) -> FastAPI:
         of_path=admin.body_bytes_max,
         told=openai_errors.told,
     )
+    # Last, and so around all others.
+    app.add_middleware(RateLimitFields)
     app.include_router(health.router)
     for router in _ROUTERS:
         app.include_router(router, responses=_PROBLEMS)
@@ -85,6 +97,19 @@ def build(services: Services) -> FastAPI:
     _describe(app)
     hot.install(app)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """What goes on beside the requests, for as long as the replica lives."""
+    services: Services = app.state.services
+    tasks = [asyncio.create_task(work) for work in services.beside_requests()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _describe(app: FastAPI) -> None:

@@ -28,7 +28,7 @@ from deployments.ingress.ui_messages import UIChat
 from deployments.ingress.ui_stream import ui_streamed
 from deployments.question import Asked, Question, new_turn_id
 
-router = APIRouter(route_class=guarded_by("chat"), tags=["chat"])
+router = APIRouter(route_class=guarded_by("chat", "chat"), tags=["chat"])
 
 #: How long a request waits for the one with its key that came a moment earlier.
 BUSY_FOR_MAX_S = 5.0

@@ -20,8 +20,9 @@ from deployments.ingress.idempotency import IdempotencyKey, answer_once, describ
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(route_class=guarded_by("ingest"), tags=["documents"])
-searching = APIRouter(route_class=guarded_by("search"), tags=["documents"])
+ingesting = APIRouter(route_class=guarded_by("ingest", "ingest"), tags=["documents"])
+router = APIRouter(route_class=guarded_by("ingest", "documents"), tags=["documents"])
+searching = APIRouter(route_class=guarded_by("search", "search"), tags=["documents"])
 
 
 #: With an Idempotency-Key the answer is kept, and what is kept together has a limit.
@@ -68,7 +69,7 @@ _BODY = {
 }
 
 
-@router.post(
+@ingesting.post(
     "/ingest",
     response_model=replies.IngestedDocuments,
     responses=described(200),

@@ -17,7 +17,7 @@ from deployments.ingress.fields import Body, Json, Limit, TtlSeconds
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(route_class=guarded_by("kv"), prefix="/kv", tags=["key-value"])
+router = APIRouter(route_class=guarded_by("kv", "kv"), prefix="/kv", tags=["key-value"])
 
 Key = Annotated[str, Path(min_length=1, max_length=KEY_CHARS_MAX)]
 

@@ -39,6 +39,7 @@ from deployments.errors import (
     TurnConflict,
     Unauthorized,
 )
+from deployments.ingress.rate_limit_fields import add_limits
 
 logger = logging.getLogger("mobula.ingress")
 
@@ -125,7 +126,7 @@ def problem_of(error: Exception) -> ProblemResponse:
                 problem_type=QUOTA_EXCEEDED,
                 title=QUOTA_EXCEEDED_TITLE,
                 retry_after_s=error.retry_after_s,
-                more={"violated-policies": ["default"]},
+                more={"violated-policies": list(error.policies)},
             )
         case TooManyTurns() | BudgetExceeded():
             return problem(
@@ -236,9 +237,15 @@ def install(app: FastAPI, told: Telling = as_it_is) -> None:
     async def on_any(request: Request, error: Exception) -> Response:
         return told(request.url.path, problem_of(error))
 
+    async def on_unforeseen(request: Request, error: Exception) -> Response:
+        # Starlette sends it by a way around all middleware.
+        response = await on_any(request, error)
+        add_limits(request, response)
+        return response
+
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     known_errors = (DurableError, ServiceError, DocumentError, RayError, BackPressureError, DeploymentUnavailableError)
     for known in known_errors:
         app.add_exception_handler(known, on_any)
-    app.add_exception_handler(Exception, on_any)
+    app.add_exception_handler(Exception, on_unforeseen)

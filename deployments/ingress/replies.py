@@ -202,8 +202,10 @@ class ItemList(BaseModel):
 
 
 class RateLimitDecision(BaseModel):
+    """`remaining` is the most that a check could cost now; null where nothing limits it, or nobody knows."""
+
     allowed: bool
-    remaining: float
+    remaining: float | None
     retry_after_s: float
 
 
@@ -236,15 +238,35 @@ class TurnsInFlight(BaseModel):
     per_tenant: int | None
 
 
-class RateLimitUsage(BaseModel):
-    """`turns_in_flight` is null where the tenant does not limit them."""
+class PolicyUsage(BaseModel):
+    """A bucket. `routes` are those that it counts for, null all; `full_after_s` is null where it never fills."""
 
-    client: str
+    name: str
     capacity: float
     refill_per_second: float
     remaining: float
+    full_after_s: float | None
+    routes: list[str] | None
+    shadow: bool
+
+
+class RateLimitUsage(BaseModel):
+    """`remaining` is the least that is left in any bucket that denies; null where none does. `turns_in_flight` is null
+    where the tenant does not limit them.
+    """
+
+    client: str
+    remaining: float | None
+    policies: list[PolicyUsage]
     budgets: list[BudgetLeft]
     turns_in_flight: TurnsInFlight | None
+
+
+class Reloaded(BaseModel):
+    """`restart` says what of a tenant waits for the next start, `problems` why a file can't be used, by its name."""
+
+    restart: dict[str, str]
+    problems: dict[str, str]
 
 
 class ManagedObject(BaseModel):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from ray.serve.handle import DeploymentHandle
@@ -13,13 +17,23 @@ from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.allowances import Allowances
+from deployments.denials import Denials
 from deployments.idempotency import Idempotency
+from deployments.ingress.addresses import ClientAddresses
 from deployments.keyring import Keyring
+from deployments.limit_changes import LimitChanges
+from deployments.limit_counts import TELL_EVERY_S, LimitCounts, Outcome
 from deployments.limiter import Limiter
+from deployments.live_limits import LiveLimits
 from deployments.model_client import Models
 from deployments.sessions import Sessions
+from deployments.tenant_files import TenantFiles
 from deployments.turns import Turns
 from deployments.usage_log import UsageLog
+
+logger = logging.getLogger("mobula.ingress")
+
+AGAIN_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +46,9 @@ class Services:
     operator: Operator
     keyring: Keyring
     limiter: Limiter
+    limit_changes: LimitChanges
+    limit_counts: LimitCounts
+    addresses: ClientAddresses
     sessions: Sessions
     turns: Turns
     idempotency: Idempotency
@@ -51,13 +68,36 @@ class Services:
         config: ServiceConfig,
         tenants: Mapping[str, TenantConfig],
         now: Callable[[], float],
+        monotonic: Callable[[], float],
+        count: Callable[[Outcome, str, str, int], None],
+        peer_header: str | None,
         chat: DeploymentHandle,
         model: Models,
         embedding: DeploymentHandle,
         ingest: DeploymentHandle,
         search: DeploymentHandle,
     ) -> Services:
-        """Those that work on `objects`, in front of the other deployments."""
+        """Those that work on `objects`, in front of the other deployments.
+
+        Args:
+            objects: where all objects are.
+            config: of the service.
+            tenants: all of them, as they were when it started.
+            now: seconds since 1970.
+            monotonic: seconds, of a clock that nobody sets.
+            count: adds to the metric of what the limits do.
+            peer_header: in which Serve's own proxy says who connected to it, if it does.
+            chat, model, embedding, ingest, search: the other deployments.
+        """
+        limits, denials, counts = LiveLimits(tenants), Denials(monotonic), LimitCounts(count)
+        changes = LimitChanges(
+            objects,
+            TenantFiles(config, tenants),
+            limits,
+            denials,
+            reader=secrets.token_hex(8),
+            monotonic=monotonic,
+        )
         sessions = Sessions(objects, tenants, ActivityLog(objects), now)
         return cls(
             config=config,
@@ -65,7 +105,10 @@ class Services:
             objects=objects,
             operator=Operator(objects),
             keyring=Keyring(tenants.values()),
-            limiter=Limiter(objects, tenants),
+            limiter=Limiter(objects, limits, denials=denials, counts=counts, monotonic=monotonic),
+            limit_changes=changes,
+            limit_counts=counts,
+            addresses=ClientAddresses(config.http, peer_header),
             sessions=sessions,
             turns=Turns(sessions),
             idempotency=Idempotency(objects, now),
@@ -77,6 +120,24 @@ class Services:
             ingest=ingest,
             search=search,
         )
+
+    def beside_requests(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to go on for as long as requests are served."""
+        return [_kept_up(self.limit_changes.listen), _kept_up(self.limit_changes.watch), _kept_up(self._tell_counts)]
+
+    async def _tell_counts(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            self.limit_counts.flush()
+
+
+async def _kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:  # whatever it is: requests are served without it, and it is wanted again
+            logger.exception("what goes on beside requests has failed, and is begun again")
+            await asyncio.sleep(AGAIN_AFTER_S)
 
 
 def services_of(request: Request) -> Services:

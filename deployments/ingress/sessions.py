@@ -30,7 +30,7 @@ from deployments.ingress.idempotency import KEYED, IdempotencyKey, answer_once, 
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(route_class=guarded_by("chat"), prefix="/chat/sessions", tags=["sessions"])
+router = APIRouter(route_class=guarded_by("chat", "sessions"), prefix="/chat/sessions", tags=["sessions"])
 
 
 class NewSession(Body):

@@ -16,7 +16,7 @@ from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import services_of
 
 PREFIX = "/chat/sessions/{session_id}/turns"
-router = APIRouter(route_class=guarded_by("chat"), prefix=PREFIX, tags=["turns"])
+router = APIRouter(route_class=guarded_by("chat", "turns"), prefix=PREFIX, tags=["turns"])
 
 EVENT_NUMBER_MAX = 2**53
 _EVENT_NUMBER = re.compile(r"[0-9]{1,16}")

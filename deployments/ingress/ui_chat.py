@@ -27,7 +27,7 @@ from deployments.ingress.ui_messages import ID_CHARS_MAX, UIChat, stored_id, tex
 from deployments.ingress.ui_stream import ui_streamed
 from deployments.question import Asked, Question, new_turn_id
 
-router = APIRouter(route_class=guarded_by("chat"), prefix="/chat/{chat_id}", tags=["chat"])
+router = APIRouter(route_class=guarded_by("chat", "turns"), prefix="/chat/{chat_id}", tags=["chat"])
 
 MEDIA_TYPE = "application/vnd.ai-sdk.ui-message-stream"
 #: Of the newest turns, among which one that is under way is looked for.

@@ -14,7 +14,7 @@ from deployments.ingress.access import Caller, guarded_by
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(route_class=guarded_by("chat"), tags=["usage"])
+router = APIRouter(route_class=guarded_by("chat", "usage"), tags=["usage"])
 
 #: What is shown where nothing is asked for.
 DAYS_DEFAULT = 30

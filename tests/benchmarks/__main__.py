@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deployments.free_port import free_port
-from tests.benchmarks import chat, in_process, machine, over_http, over_stubs
+from tests.benchmarks import chat, flood, in_process, machine, over_http, over_stubs
 from tests.benchmarks.report import Row, Skipped, table
 from tests.integration.conftest import Service
 
@@ -28,7 +28,7 @@ measurements; each was measured in turns with the one that it is compared to.
 """
 
 
-SECTIONS = ("objects", "stubs", "http", "chat")
+SECTIONS = ("objects", "stubs", "http", "chat", "flood")
 
 
 def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> list[Row | Skipped]:
@@ -52,6 +52,8 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> list[Ro
             if "chat" in sections:
                 rows += chat.first_token(service.url, KEY, 20 if quick else 60)
                 rows += chat.throughput(service.url, KEY, 3 if quick else 10)
+            if "flood" in sections:
+                rows += flood.honest_client(service, quick=quick)
         finally:
             service.stop()
     return rows

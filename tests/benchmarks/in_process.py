@@ -21,14 +21,13 @@ from actors.runtime import sqlite_memory
 from actors.runtime.call import Call, pack_arguments
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
-from actors.token_bucket import Limit
 from tests.benchmarks.over_stubs import TENANT, make_sessions
 from tests.benchmarks.report import Row, Skipped, at_most, figure
 
 RESIDENT_KB_MAX = 60.0
 HIBERNATED_KB_MAX = 1.0
 BATCH = 64
-LIMIT = Limit(refill_per_second=1e6, capacity=1e6)
+POLICIES = (("default", 1e6, 1e6, False),)
 IDLE_S = 60.0
 
 
@@ -53,7 +52,7 @@ def measure(objects: int, rounds: int) -> list[Row | Skipped]:
 
 
 def _check(name: str) -> Call:
-    return "TokenBucket", TENANT, name, "check", pack_arguments((1.0, LIMIT), {}), "", None
+    return "TokenBucket", TENANT, name, "check", pack_arguments((1.0, POLICIES), {}), "", None
 
 
 def _touch(name: str) -> Call:

@@ -20,14 +20,13 @@ import ray
 
 import actors
 from actors import ChatSession, LocalBackend, TokenBucket
-from actors.token_bucket import Limit
 from tests.benchmarks.report import Row, Skipped, at_least_ratio, figure
 from tests.integration.conftest import Service
 
 TENANT = "bench"
 IN_FLIGHT = 64
 RUN_S = 1.0
-LIMIT = Limit(refill_per_second=1e6, capacity=1e6)
+POLICIES = (("default", 1e6, 1e6, False),)
 
 
 def make_sessions(data_dir: Path, sessions: int) -> None:
@@ -80,8 +79,8 @@ def measure(service: Service, sessions: int, pairs: int) -> list[Row | Skipped]:
 class Plain:
     """What a call of an object is compared to."""
 
-    async def check(self, cost: float, limit: Limit) -> tuple[bool, float, float]:
-        return True, limit.capacity - cost, 0.0
+    async def check(self, cost: float, policies: Any) -> tuple[bool, tuple[float], tuple[float]]:
+        return True, (policies[0][2] - cost,), (0.0,)
 
 
 async def _measure(sessions: int, pairs: int) -> dict[str, list[float]]:
@@ -91,10 +90,10 @@ async def _measure(sessions: int, pairs: int) -> dict[str, list[float]]:
     buckets = [objects.namespace(TokenBucket).get(TENANT, f"stub-{number}") for number in range(IN_FLIGHT)]
 
     async def stub_call(number: int) -> None:
-        await buckets[number].check(1.0, LIMIT)
+        await buckets[number].check(1.0, POLICIES)
 
     async def actor_call(number: int) -> None:
-        await plain.check.remote(1.0, LIMIT)
+        await plain.check.remote(1.0, POLICIES)
 
     told: dict[str, list[float]] = {"stub": [], "actor": [], "stub_alone_s": [], "actor_alone_s": []}
     for number in range(2 * pairs + 2):
@@ -141,7 +140,7 @@ async def _alone(call: Callable[[int], Awaitable[None]]) -> float:
 async def _start(make: Any) -> float:
     begun = time.perf_counter()
     actor = make.remote()
-    await actor.check.remote(1.0, LIMIT)
+    await actor.check.remote(1.0, POLICIES)
     took_s = time.perf_counter() - begun
     ray.kill(actor)
     return took_s

@@ -26,6 +26,7 @@ from deployments.free_port import free_port
 from deployments.leftovers import RunRecord
 from tests.integration.calls import new_session, ok, unique
 from tests.integration.conftest import Service
+from tests.paced_load import load
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 #: For the start of the service, and for each round, on a machine that does much else.
@@ -293,3 +294,34 @@ async def test_what_clients_were_told_holds_when_hosts_are_killed_under_2000_req
             bucket.compare(usage["remaining"])
 
         await asyncio.gather(*map(compare, buckets))
+
+
+#: What the tenant `paced` has, and how long more is asked of it than it gives.
+PACED_CAPACITY = 40
+PACED_REFILL_PER_SECOND = 20
+PACED_S = 8.0
+
+
+@pytest.mark.timeout(START_TIMEOUT_S + ROUND_TIMEOUT_S)
+async def test_no_more_is_admitted_than_a_bucket_gives_while_its_host_is_killed(service: Service) -> None:
+    killer = Killer(service, random.Random(0))
+    killing = asyncio.ensure_future(killer.run())
+    try:
+        admitted = await load(
+            service,
+            "sk-paced",
+            unique("paced"),
+            capacity=PACED_CAPACITY,
+            refill_per_second=PACED_REFILL_PER_SECOND,
+            rate=5 * PACED_REFILL_PER_SECOND,
+            clients=50,
+            for_s=PACED_S,
+        )
+    finally:
+        killer.end()
+        await killing
+    assert killer.killed_s
+    assert admitted.statuses.keys() <= {200, 429, 503}
+    # A host that was killed before it could tell may have taken tokens for what it was asked.
+    perhaps = sum(admitted.under_way_at(after_s) for _, after_s in killer.killed_s)
+    assert admitted.least - perhaps <= admitted.admitted <= admitted.most

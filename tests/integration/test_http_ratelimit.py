@@ -11,6 +11,7 @@ import pytest
 from tests.integration.calls import new_session, ok, problem, unique
 from tests.integration.conftest import Service
 from tests.integration.test_http_access import ROUTES, of_someone
+from tests.rate_limit_fields import fields
 
 #: What the tenant `small` has: so many tokens, and no refill.
 CAPACITY = 30
@@ -66,9 +67,18 @@ def test_usage_and_looking_at_it_cost_nothing(small: httpx.Client) -> None:
     for _ in range(3):
         assert ok(small.get("/ratelimit/usage")) == {
             "client": f"all&{small.headers['x-client']}",
-            "capacity": CAPACITY,
-            "refill_per_second": 0,
             "remaining": CAPACITY,
+            "policies": [
+                {
+                    "name": "default",
+                    "capacity": CAPACITY,
+                    "refill_per_second": 0,
+                    "remaining": CAPACITY,
+                    "full_after_s": 0,
+                    "routes": None,
+                    "shadow": False,
+                }
+            ],
             "budgets": [],
             "turns_in_flight": None,
         }
@@ -103,6 +113,9 @@ def test_a_client_with_an_empty_bucket_is_told_so_on_every_route(small: httpx.Cl
         else:
             told = problem(denied, 429)
             assert told["type"] == "https://iana.org/assignments/http-problem-types#quota-exceeded"
+            assert told["violated-policies"] == ["default"]
+        assert fields(denied, "RateLimit-Policy") == {"default": {"q": CAPACITY}}
+        assert fields(denied, "RateLimit") == {"default": {"r": 0, "t": 86_400}}
         assert denied.headers["retry-after"] == "86400"
     assert ok(small.get("/healthz")) == {"status": "ok"}
 

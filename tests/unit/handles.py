@@ -29,6 +29,7 @@ from actors import (
     DocumentIndex,
     DurableObject,
     KeyValue,
+    LimitNews,
     LocalBackend,
     TokenBucket,
     TokenUsage,
@@ -39,6 +40,8 @@ from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from configs.budgets import BudgetConfig, ConcurrencyConfig
+from configs.limits import TenantLimits
+from configs.service import ServiceConfig
 from configs.tenant import (
     KeyConfig,
     ModelConfig,
@@ -46,18 +49,18 @@ from configs.tenant import (
     Scope,
     SessionsConfig,
     TenantConfig,
-    TenantLimits,
     ToolsConfig,
     TurnsConfig,
 )
 from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.ingress.services import Services
 from deployments.sessions import Sessions
 from deployments.token_count import estimate
 from deployments.vector_store import TOP_K_MAX, VectorStore
 from deployments.vectors import Vectors
 
-CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, TokenBucket, TokenUsage, TurnQueue)
+CLASSES = (ChatSession, Directory, DocumentIndex, KeyValue, LimitNews, TokenBucket, TokenUsage, TurnQueue)
 SCOPES: frozenset[Scope] = frozenset({"chat", "ingest", "search", "kv", "admin"})
 DIMENSIONS = 64
 
@@ -245,7 +248,8 @@ class FailingObjects(LocalBackend):
     def __init__(
         self, data_dir: Path, clock: ManualClock | None = None, *, classes: Iterable[type[DurableObject]] = CLASSES
     ) -> None:
-        super().__init__(data_dir, classes, settings=HostSettings(slots=4), clock=clock or ManualClock())
+        self.clock = clock or ManualClock()
+        super().__init__(data_dir, classes, settings=HostSettings(slots=4), clock=self.clock)
         self.failing: dict[tuple[str, str], list[Exception]] = {}
         self.failing_after: dict[tuple[str, str], list[Exception]] = {}
         self.calls: list[tuple[str, str]] = []
@@ -290,6 +294,30 @@ def tenant(
         turns=turns or TurnsConfig(),
         budgets=budgets,
         concurrency=concurrency or ConcurrencyConfig(),
+    )
+
+
+def services_over(
+    objects: LocalBackend,
+    clock: ManualClock,
+    tenants: Mapping[str, TenantConfig],
+    *,
+    config: ServiceConfig | None = None,
+    peer_header: str | None = None,
+    **handles: Any,
+) -> Services:
+    """What an ingress replica has, in front of these handles. Nothing goes on beside its requests."""
+    nobody = Handle(object())
+    parts = ("chat", "model", "embedding", "ingest", "search")
+    return Services.over(
+        objects,
+        config=config or ServiceConfig(),
+        tenants=tenants,
+        now=clock.now,
+        monotonic=clock.monotonic,
+        count=lambda *_: None,
+        peer_header=peer_header,
+        **{part: handles.get(part, nobody) for part in parts},
     )
 
 

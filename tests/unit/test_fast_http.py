@@ -35,10 +35,17 @@ def test_statistics_and_metrics_become_sockets_and_haproxy_gets_its_own_argument
     assert ran.stdout == f"-db -f {file} -dR\n"
     assert file.read_text() == CONFIG.replace(":9101", f"unix@{tmp_path}/metrics.sock mode 600").replace(
         "*:8404", f"unix@{tmp_path}/stats.sock mode 600"
-    )
+    ).replace("frontend http_frontend\n", "frontend http_frontend\n    http-request set-header x-mobula-peer %[src]\n")
 
 
-@pytest.mark.parametrize("changed", [CONFIG.replace("*:8404", "0.0.0.0:8404"), CONFIG.replace("bind :", "bind  *:")])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        CONFIG.replace("*:8404", "0.0.0.0:8404"),
+        CONFIG.replace("bind :", "bind  *:"),
+        CONFIG.replace("http_frontend", "front"),
+    ],
+)
 def test_haproxy_is_not_started_when_the_template_has_changed(tmp_path: Path, changed: str) -> None:
     ran, file = start_shim(tmp_path, changed)
     assert ran.returncode == 1

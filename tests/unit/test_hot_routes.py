@@ -18,7 +18,7 @@ from configs.service import RequestLimits, ServiceConfig
 from deployments.ingress import app as ingress
 from deployments.ingress.hot import HotRoutes
 from deployments.ingress.services import Services
-from tests.unit.handles import FailingObjects, Handle, tenant
+from tests.unit.handles import FailingObjects, services_over, tenant
 
 SESSION = "s" + "0" * 32
 MESSAGES = f"/chat/sessions/{SESSION}/messages"
@@ -41,18 +41,7 @@ class Asked:
 
 
 def _services(objects: FailingObjects, clock: ManualClock) -> Services:
-    behind: Any = Handle(object())
-    return Services.over(
-        objects,
-        config=CONFIG,
-        tenants={"acme": tenant("acme")},
-        now=clock.now,
-        chat=behind,
-        model=behind,
-        embedding=behind,
-        ingest=behind,
-        search=behind,
-    )
+    return services_over(objects, clock, {"acme": tenant("acme")}, config=CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -17,18 +17,19 @@ from ray.exceptions import RayActorError
 
 from actors import ObjectReset
 from actors.runtime.clock import ManualClock
+from configs.limits import TenantLimits
 from configs.service import HttpConfig, RequestLimits, ServiceConfig
-from configs.tenant import KeyConfig, TenantLimits
+from configs.tenant import KeyConfig
 from deployments.chat_request import ChatRequest, Finished, ModelEvent
 from deployments.documents import Found, Ingested, NewDocument
 from deployments.ingress import app as ingress
+from deployments.ingress.addresses import ClientAddresses
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
-from deployments.keyring import Keyring
-from deployments.limiter import Limiter
 from deployments.question import Asked, Question
 from tests.openapi import resolved
-from tests.unit.handles import SCOPES, EchoModel, FailingObjects, Handle, tenant
+from tests.rate_limit_fields import fields
+from tests.unit.handles import SCOPES, EchoModel, FailingObjects, Handle, services_over, tenant
 
 CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100, query_chars_max=50))
 JSON = {"content-type": "application/json"}
@@ -113,11 +114,11 @@ def services(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Ser
 
 
 def services_with(objects: FailingObjects, behind: Handle, clock: ManualClock) -> Services:
-    return Services.over(
+    return services_over(
         objects,
+        clock,
+        TENANTS,
         config=CONFIG,
-        tenants=TENANTS,
-        now=clock.now,
         chat=behind,
         model=EchoModel(),
         embedding=behind,
@@ -221,6 +222,9 @@ ROUTES: list[tuple[str, str, str | None, Any]] = [
     ("PUT", "/admin/objects/KeyValue/import?name=x", "admin", None),
 ]
 
+#: Needs two scopes at once.
+RELOAD = ("POST", "/admin/reload")
+
 
 async def _remaining(client: httpx.AsyncClient) -> float:
     response = await client.get("/ratelimit/usage", headers=_key("sk-acme"))
@@ -251,7 +255,7 @@ def test_the_routes_above_are_all_there_are(built: FastAPI) -> None:
         for part, parameter in parts.items():
             path = path.replace(part, parameter)
         named.add((method, path.removesuffix("?name=x")))
-    assert named == described
+    assert named | {RELOAD} == described
 
 
 def test_every_reference_of_the_description_leads_somewhere(built: FastAPI) -> None:
@@ -309,6 +313,73 @@ async def test_a_route_is_open_to_its_scope_alone_and_costs_one_token_or_is_free
     assert opened.status_code in (200, 201, 204, 404) or (opened.status_code == 422 and "import" in path), opened.text
     free = path in ("/ratelimit/usage", "/ratelimit/reset")
     assert objects.calls.count(("TokenBucket", "check")) == (0 if free else 1)
+
+
+@pytest.mark.parametrize(("method", "path", "scope", "body"), ROUTES)
+async def test_every_response_to_a_known_caller_tells_the_limits_whatever_it_is(
+    client: httpx.AsyncClient, objects: FailingObjects, method: str, path: str, scope: str | None, body: Any
+) -> None:
+    policy = {"default": {"q": 1000, "w": 1000}}
+    opened = await client.request(method, path, json=body)
+    assert fields(opened, "RateLimit-Policy") == policy
+    if path.endswith("/reset"):
+        assert "RateLimit" not in opened.headers
+    else:
+        left = 1000 if path.endswith("/usage") and path.startswith("/ratelimit") else 999
+        assert fields(opened, "RateLimit") == {"default": {"r": left, "t": 1000 - left}}
+    if scope is not None:
+        refused = await client.request(method, path, json=body, headers=_key(f"sk-acme-{min(SCOPES - {scope})}"))
+        assert refused.status_code == 403
+        assert fields(refused, "RateLimit-Policy") == policy
+    stranger = await client.request(method, path, json=body, headers=_key("sk-nobody"))
+    assert not {"ratelimit", "ratelimit-policy"} & stranger.headers.keys()
+
+
+async def test_a_denied_request_is_told_which_policies_and_when(client: httpx.AsyncClient) -> None:
+    small = _key("sk-small")
+    for left in (2, 1, 0):
+        response = await client.get("/kv", headers=small)
+        assert fields(response, "RateLimit-Policy") == {"default": {"q": 3, "w": 6}}
+        assert fields(response, "RateLimit") == {"default": {"r": left, "t": (3 - left) * 2}}
+    for path in ("/kv", "/v1/models", "/documents/none"):
+        denied = await client.get(path, headers=small)
+        told = _problem(denied, 429)
+        if not path.startswith("/v1/"):
+            assert told["violated-policies"] == ["default"]
+        assert fields(denied, "RateLimit") == {"default": {"r": 0, "t": 2}}
+        assert denied.headers["retry-after"] == "2"
+
+
+async def test_errors_of_all_kinds_tell_the_limits(client: httpx.AsyncClient, objects: FailingObjects) -> None:
+    objects.failing["KeyValue", "list"] = [RuntimeError("/data/secret"), ObjectReset("KeyValue/acme:store", "lost")]
+    for path, status in (("/kv", 500), ("/kv", 503), ("/kv/none", 404), ("/kv?limit=x", 422)):
+        response = await client.get(path)
+        assert response.status_code == status
+        assert set(fields(response, "RateLimit")) == {"default"}
+    large = await client.post("/search", json={"query": "x" * 5000})
+    assert large.status_code == 413
+
+
+async def test_files_are_read_again_for_those_who_run_the_service(
+    objects: FailingObjects, clock: ManualClock, tmp_path: Path
+) -> None:
+    everybody = {"acme": tenant("acme", keys=[*_keys("acme"), _operator("sk-op", "admin"), _operator("sk-op-only")])}
+    folder = tmp_path / "tenants"
+    folder.mkdir()
+    (folder / "acme.yaml").write_text("tenant: acme")
+    config = ServiceConfig(tenants_dir=folder)
+    transport = httpx.ASGITransport(app=ingress.build(services_over(objects, clock, everybody, config=config)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://mobula") as client:
+        method, path = RELOAD
+        for key in ("sk-nobody", "sk-acme-chat", "sk-acme-admin", "sk-op-only"):
+            refused = await client.request(method, path, headers=_key(key))
+            _problem(refused, 401 if key == "sk-nobody" else 403)
+        reloaded = await client.request(method, path, headers=_key("sk-op"))
+        assert reloaded.json() == {"restart": {}, "problems": {"acme.yaml": "keys: is required"}}
+
+
+def _operator(key: str, *scopes: str) -> KeyConfig:
+    return KeyConfig.model_validate({"id": key, "plain": key, "scopes": [*scopes, "operator"]})
 
 
 async def test_health_is_told_to_anybody(client: httpx.AsyncClient, objects: FailingObjects) -> None:
@@ -451,6 +522,7 @@ async def test_a_check_takes_what_it_says_or_nothing(client: httpx.AsyncClient) 
     assert (await client.get("/ratelimit/usage", headers=small)).json()["remaining"] == 3
 
 
+@pytest.mark.parametrize("peer_header", [None, "x-peer"])
 @pytest.mark.parametrize(
     ("lines", "address"),
     [
@@ -462,21 +534,61 @@ async def test_a_check_takes_what_it_says_or_nothing(client: httpx.AsyncClient) 
         (["192.0.2.1, 203.0.113.9", "203.0.113.9,192.0.2.1 "], "192.0.2.1"),
         ([""], "10.0.0.1"),
         (["2001:db8::1"], "2001%3Adb8%3A%3A1"),
+        # Two proxies, one behind the other.
+        (["203.0.113.9, 192.0.2.1, 10.7.7.7"], "192.0.2.1"),
+        (["192.0.2.1", "2001:db8:1::7", "::ffff:10.7.7.7"], "192.0.2.1"),
+        # From within: all that is known are proxies.
+        (["10.3.3.3, 10.7.7.7"], "10.3.3.3"),
+        (["203.0.113.9, 192.0.2.1:4711"], "192.0.2.1"),
+        (["[2001:db8::1]:4711"], "2001%3Adb8%3A%3A1"),
+        (["192.0.2.1, unknown"], "unknown"),
+        ([",".join(["10.7.7.7"] * 1000)], "10.7.7.7"),
     ],
 )
 async def test_a_clients_address_is_what_the_trusted_proxy_says_and_not_what_the_client_claims(
-    client: httpx.AsyncClient, built: FastAPI, services: Services, lines: list[str], address: str
+    client: httpx.AsyncClient,
+    built: FastAPI,
+    services: Services,
+    peer_header: str | None,
+    lines: list[str],
+    address: str,
 ) -> None:
-    config = CONFIG.model_copy(update={"http": HttpConfig(client_ip_header="X-Forwarded-For")})
-    built.state.services = dataclasses.replace(services, config=config)
+    http = HttpConfig(client_ip_header="X-Forwarded-For", trusted_proxies=("10.0.0.0/8", "2001:db8:1::/48"))
+    built.state.services = dataclasses.replace(services, addresses=ClientAddresses(http, peer_header))
     headers = [("authorization", "Bearer sk-small"), *[("x-forwarded-for", line) for line in lines]]
     client.headers.pop("authorization")
     assert (await client.get("/ratelimit/usage", headers=headers)).json()["client"] == address
 
 
-async def test_a_forwarded_address_counts_only_where_a_proxy_is_trusted(client: httpx.AsyncClient) -> None:
+async def test_a_forwarded_address_counts_only_where_a_trusted_proxy_says_it(
+    client: httpx.AsyncClient, built: FastAPI, services: Services
+) -> None:
     headers = {**_key("sk-small"), "x-forwarded-for": "192.0.2.1"}
-    assert (await client.get("/ratelimit/usage", headers=headers)).json()["client"] == "10.0.0.1"
+
+    async def address() -> str:
+        return str((await client.get("/ratelimit/usage", headers=headers)).json()["client"])
+
+    assert await address() == "10.0.0.1"
+    others = HttpConfig(client_ip_header="X-Forwarded-For", trusted_proxies=("10.0.0.2",))
+    built.state.services = dataclasses.replace(services, addresses=ClientAddresses(others, None))
+    assert await address() == "10.0.0.1"
+
+
+async def test_who_connects_is_told_by_the_services_own_proxy_and_by_nobody_else(
+    client: httpx.AsyncClient, built: FastAPI, services: Services
+) -> None:
+    headers = {**_key("sk-small"), "x-peer": "192.0.2.1", "x-forwarded-for": "203.0.113.9"}
+
+    async def address(http: HttpConfig, peer_header: str | None) -> str:
+        built.state.services = dataclasses.replace(services, addresses=ClientAddresses(http, peer_header))
+        return str((await client.get("/ratelimit/usage", headers=headers)).json()["client"])
+
+    assert await address(HttpConfig(), None) == "10.0.0.1"
+    assert await address(HttpConfig(), "x-peer") == "192.0.2.1"
+    trusting = HttpConfig(client_ip_header="X-Forwarded-For", trusted_proxies=("10.0.0.1",))
+    assert await address(trusting, "x-peer") == "192.0.2.1"
+    trusting = HttpConfig(client_ip_header="X-Forwarded-For", trusted_proxies=("192.0.2.1",))
+    assert await address(trusting, "x-peer") == "203.0.113.9"
 
 
 async def test_an_object_that_is_restarting_asks_for_patience(
@@ -566,16 +678,11 @@ async def test_what_is_done_to_an_object_is_logged_with_the_key_that_did_it(
 
 
 async def test_the_objects_of_another_tenant_are_an_operators_to_see_alone(
-    client: httpx.AsyncClient, services: Services, objects: FailingObjects
+    client: httpx.AsyncClient, objects: FailingObjects, clock: ManualClock
 ) -> None:
-    keys = [
-        KeyConfig.model_validate({"id": "op", "plain": "sk-op", "scopes": ["admin", "operator"]}),
-        KeyConfig.model_validate({"id": "op-only", "plain": "sk-op-only", "scopes": ["operator"]}),
-    ]
-    running = tenant("running", keys=keys)
+    running = tenant("running", keys=[_operator("sk-op", "admin"), _operator("sk-op-only")])
     everybody = {**TENANTS, "running": running}
-    keyring, limiter = Keyring(everybody.values()), Limiter(objects, everybody)
-    transport_app = ingress.build(dataclasses.replace(services, tenants=everybody, keyring=keyring, limiter=limiter))
+    transport_app = ingress.build(services_over(objects, clock, everybody))
     await client.put("/kv/a", json={"value": 1})
     transport = httpx.ASGITransport(app=transport_app)
     async with httpx.AsyncClient(transport=transport, base_url="http://mobula") as other:

@@ -16,20 +16,13 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from actors import ObjectNotFound, ObjectReset
-from actors.runtime.operations import Operator
-from configs.service import ServiceConfig
 from deployments import turns
-from deployments.allowances import Allowances
 from deployments.errors import ModelRefused, ModelUnavailable
-from deployments.idempotency import LEASE_S, Idempotency
+from deployments.idempotency import LEASE_S
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
-from deployments.ingress.services import Services
-from deployments.keyring import Keyring
-from deployments.limiter import Limiter
 from deployments.question import Asked, Question
-from deployments.usage_log import UsageLog
-from tests.unit.handles import EchoModel, Handle
+from tests.unit.handles import EchoModel, Handle, services_over
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import TENANTS, WITHIN_S, Talk, talk_at
 
@@ -45,25 +38,8 @@ class Served:
         self.talk = talk
         self.model = EchoModel(*PIECES)
         self.chat = Handle(talk.replica(self.model))
-        unused = Handle(object())
-        self.services = Services(
-            config=ServiceConfig(),
-            tenants=TENANTS,
-            objects=talk.objects,
-            operator=Operator(talk.objects),
-            keyring=Keyring(TENANTS.values()),
-            limiter=Limiter(talk.objects, TENANTS),
-            sessions=talk.sessions,
-            turns=talk.turns,
-            idempotency=Idempotency(talk.objects, talk.clock.now),
-            usage=UsageLog(talk.objects, talk.clock.now),
-            allowances=Allowances(talk.objects, TENANTS, self.model),
-            chat=self.chat,
-            model=self.model,
-            embedding=unused,
-            ingest=unused,
-            search=unused,
-        )
+        services = services_over(talk.objects, talk.clock, TENANTS, chat=self.chat, model=self.model)
+        self.services = dataclasses.replace(services, sessions=talk.sessions, turns=talk.turns)
 
 
 @pytest.fixture

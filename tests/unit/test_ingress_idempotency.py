@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from fastapi import FastAPI
 
 from actors import ChatSession, ObjectOverloaded
 from actors.runtime.clock import ManualClock
-from configs.service import ServiceConfig
 from deployments.documents import Ingested, NewDocument
 from deployments.ingress import app as ingress
 from deployments.ingress.documents import KEYED_DOCUMENTS_MAX
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.ingress.services import Services
-from tests.unit.handles import EchoModel, FailingObjects, Handle, tenant
+from tests.unit.handles import EchoModel, FailingObjects, Handle, services_over, tenant
 
 TENANTS = {"acme": tenant("acme"), "demo": tenant("demo")}
 CRASH = ObjectOverloaded("ChatSession/acme:s", "the process ended here", 1.0)
@@ -58,21 +57,13 @@ def parts() -> Parts:
 
 @pytest.fixture
 def services(objects: FailingObjects, parts: Parts, clock: ManualClock) -> Services:
-    return services_with(objects, parts, clock.now)
+    return services_with(objects, parts, clock)
 
 
-def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float]) -> Services:
+def services_with(objects: FailingObjects, parts: Parts, clock: ManualClock) -> Services:
     behind = Handle(parts)
-    return Services.over(
-        objects,
-        config=ServiceConfig(),
-        tenants=TENANTS,
-        now=now,
-        chat=behind,
-        model=EchoModel(),
-        embedding=behind,
-        ingest=behind,
-        search=behind,
+    return services_over(
+        objects, clock, TENANTS, chat=behind, model=EchoModel(), embedding=behind, ingest=behind, search=behind
     )
 
 
@@ -80,7 +71,7 @@ def services_with(objects: FailingObjects, parts: Parts, now: Callable[[], float
 def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     """Made once, since describing the API takes a while; each test puts its own services behind it."""
     objects = FailingObjects(tmp_path_factory.mktemp("built"))
-    built = ingress.build(services_with(objects, Parts(), ManualClock().now))
+    built = ingress.build(services_with(objects, Parts(), ManualClock()))
     objects.close()
     return built
 

@@ -46,7 +46,7 @@ STATUSES: list[tuple[Exception, int, str | None]] = [
     (service.BodyTooLarge(1000), 413, None),
     (service.EventsGone("t1"), 410, None),
     (service.TurnConflict(), 409, None),
-    (service.QuotaExceeded(0.01), 429, "1"),
+    (service.QuotaExceeded(0.01, ("burst",)), 429, "1"),
     (service.TooManyTurns(("turns-per-client",), 1.0), 429, "1"),
     (service.BudgetExceeded(("daily",), 3600.5), 429, "3601"),
     (service.BudgetTooSmall(("daily",), 1000, 500), 422, None),
@@ -127,12 +127,12 @@ def test_what_may_be_retried_is_never_called_the_services_fault(error: Exception
     [(0.0, "1"), (0.001, "1"), (1.0, "1"), (1.001, "2"), (59.5, "60"), (86_400.0, "86400")],
 )
 def test_retry_after_is_in_whole_seconds_and_never_too_soon(retry_after_s: float, header: str) -> None:
-    assert problem_of(service.QuotaExceeded(retry_after_s)).headers["retry-after"] == header
+    assert problem_of(service.QuotaExceeded(retry_after_s, ("burst",))).headers["retry-after"] == header
 
 
 def test_problems_that_are_registered_have_their_registered_types() -> None:
-    quota = _body(problem_of(service.QuotaExceeded(1.0)))
-    assert (quota["type"], quota["violated-policies"]) == (QUOTA_EXCEEDED, ["default"])
+    quota = _body(problem_of(service.QuotaExceeded(1.0, ("burst",))))
+    assert (quota["type"], quota["violated-policies"]) == (QUOTA_EXCEEDED, ["burst"])
     assert _body(problem_of(objects.ObjectReset("o", "lost")))["type"] == REDUCED_CAPACITY
     assert _body(problem_of(service.Unauthorized()))["type"] == "about:blank"
 

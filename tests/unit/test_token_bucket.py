@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlite_utils.migrations import Migrations
 
-from actors import InvalidArgument, LocalBackend, TokenBucket
+from actors import AlarmInfo, DurableObject, InvalidArgument, LocalBackend, TokenBucket
+from actors.bucket import RETRY_AFTER_MAX_S, Decision, Policy
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from actors.token_bucket import KEPT_FULL_S, RETRY_AFTER_MAX_S, Decision, Limit, State
+from actors.token_bucket import KEPT_FULL_S, POLICIES_MAX, add_full_at, create_tables
 from tests.unit.objects_fixtures import Hibernating, ring
 
 SLOTS = 4
-LIMIT = Limit(refill_per_second=2, capacity=10)
+LIMIT = Policy("default", refill_per_second=2, capacity=10)
+
+
+BURST = Policy("burst", refill_per_second=2, capacity=10)
+DAILY = Policy("daily", refill_per_second=0.01, capacity=25)
+
+
+def about(value: Any) -> Any:
+    """Up to what is rounded away."""
+    return pytest.approx(value)
+
+
+def limit(refill_per_second: float, capacity: float, name: str = "default", *, shadow: bool = False) -> Policy:
+    return Policy(name, refill_per_second, capacity, shadow)
+
+
+async def held(bucket: Stub[TokenBucket], *policies: Policy) -> tuple[float, ...]:
+    """Tokens in each bucket now."""
+    return tuple(state.tokens for state in await bucket.usage(policies))
 
 
 @pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
@@ -33,137 +55,274 @@ def bucket(objects: LocalBackend) -> Stub[TokenBucket]:
 
 
 async def test_a_new_bucket_is_full(bucket: Stub[TokenBucket], clock: ManualClock) -> None:
-    assert await bucket.usage(LIMIT) == State(10, clock.now())
-    assert await bucket.check(10, LIMIT) == Decision(True, 0, 0)
+    assert await held(bucket, LIMIT) == (10,)
+    assert await bucket.check(10, [LIMIT]) == Decision(True, (0,), (0,))
 
 
 async def test_looking_at_a_bucket_that_nobody_used_leaves_no_file(
     objects: LocalBackend, bucket: Stub[TokenBucket], tmp_path: Path
 ) -> None:
-    await bucket.usage(LIMIT)
+    await held(bucket, LIMIT)
     objects.host.evict(bucket.id)
     assert not bucket.id.path(tmp_path / "objects", SLOTS).exists()
 
 
 async def test_what_was_spent_stays_spent(bucket: Stub[TokenBucket]) -> None:
-    assert await bucket.check(4, LIMIT) == Decision(True, 6, 0)
-    assert await bucket.check(4.5, LIMIT) == Decision(True, 1.5, 0)
-    assert await bucket.check(2, LIMIT) == Decision(False, 1.5, 0.25)
-    assert await bucket.check(1.5, LIMIT) == Decision(True, 0, 0)
+    assert await bucket.check(4, [LIMIT]) == Decision(True, (6,), (0,))
+    assert await bucket.check(4.5, [LIMIT]) == Decision(True, (1.5,), (0,))
+    assert await bucket.check(2, [LIMIT]) == Decision(False, (1.5,), (0.25,))
+    assert await bucket.check(1.5, [LIMIT]) == Decision(True, (0,), (0,))
 
 
 async def test_a_bucket_fills_with_time_up_to_its_capacity(bucket: Stub[TokenBucket], clock: ManualClock) -> None:
-    await bucket.check(10, LIMIT)
+    await bucket.check(10, [LIMIT])
     clock.advance(1.5)
-    assert await bucket.usage(LIMIT) == State(3, clock.now())
+    assert await held(bucket, LIMIT) == (3,)
     clock.advance(86_400)
-    assert await bucket.usage(LIMIT) == State(10, clock.now())
+    assert await held(bucket, LIMIT) == (10,)
 
 
 async def test_usage_spends_nothing(bucket: Stub[TokenBucket]) -> None:
-    await bucket.check(3, LIMIT)
+    await bucket.check(3, [LIMIT])
     for _ in range(3):
-        assert (await bucket.usage(LIMIT)).tokens == 7
+        assert await held(bucket, LIMIT) == (7,)
 
 
 async def test_a_denied_client_is_allowed_when_it_was_told(bucket: Stub[TokenBucket], clock: ManualClock) -> None:
-    await bucket.check(10, LIMIT)
-    denied = await bucket.check(5, LIMIT)
-    assert denied == Decision(False, 0, 2.5)
+    await bucket.check(10, [LIMIT])
+    denied = await bucket.check(5, [LIMIT])
+    assert denied == Decision(False, (0,), (2.5,))
     clock.advance(2.25)
-    assert await bucket.check(5, LIMIT) == Decision(False, 4.5, 0.25)
+    assert await bucket.check(5, [LIMIT]) == Decision(False, (4.5,), (0.25,))
     clock.advance(0.25)
-    assert await bucket.check(5, LIMIT) == Decision(True, 0, 0)
+    assert await bucket.check(5, [LIMIT]) == Decision(True, (0,), (0,))
 
 
 async def test_a_clock_that_went_back_has_to_catch_up_first(bucket: Stub[TokenBucket], clock: ManualClock) -> None:
-    await bucket.check(10, LIMIT)
+    await bucket.check(10, [LIMIT])
     clock.set_wall(clock.now() - 60)
-    assert await bucket.check(1, LIMIT) == Decision(False, 0, 60.5)
+    assert await bucket.check(1, [LIMIT]) == Decision(False, (0,), (60.5,))
     clock.advance(60.5)
-    assert await bucket.check(1, LIMIT) == Decision(True, 0, 0)
+    assert await bucket.check(1, [LIMIT]) == Decision(True, (0,), (0,))
 
 
 async def test_a_changed_limit_holds_at_once_and_mints_nothing(bucket: Stub[TokenBucket]) -> None:
-    await bucket.check(4, LIMIT)
-    assert await bucket.usage(Limit(2, 100)) == State(6, 1_000_000_000.0)
-    assert await bucket.check(7, Limit(2, 100)) == Decision(False, 6, 0.5)
-    assert await bucket.check(0, Limit(2, 5)) == Decision(True, 5, 0)
+    await bucket.check(4, [LIMIT])
+    assert await held(bucket, limit(2, 100)) == (6,)
+    assert await bucket.check(7, [limit(2, 100)]) == Decision(False, (6,), (0.5,))
+    assert await bucket.check(0, [limit(2, 5)]) == Decision(True, (5,), (0,))
     # What did not fit into the smaller bucket is gone.
-    assert (await bucket.usage(LIMIT)).tokens == 5
+    assert await held(bucket, LIMIT) == (5,)
 
 
 async def test_reset_fills_the_bucket_and_leaves_no_file(bucket: Stub[TokenBucket], tmp_path: Path) -> None:
-    await bucket.check(10, LIMIT)
+    await bucket.check(10, [LIMIT])
     path = bucket.id.path(tmp_path / "objects", SLOTS)
     assert path.exists()
     await bucket.reset()
     assert list(path.parent.iterdir()) == []
-    assert await bucket.check(10, LIMIT) == Decision(True, 0, 0)
+    assert await bucket.check(10, [LIMIT]) == Decision(True, (0,), (0,))
     await bucket.reset()
     await bucket.reset()
-    assert (await bucket.usage(LIMIT)).tokens == 10
+    assert await held(bucket, LIMIT) == (10,)
 
 
 @pytest.mark.parametrize("cost", [-1, -1e-9, math.nan, math.inf, -math.inf])
 async def test_a_cost_that_is_no_cost_is_refused_and_takes_nothing(bucket: Stub[TokenBucket], cost: float) -> None:
-    await bucket.check(4, LIMIT)
+    await bucket.check(4, [LIMIT])
     with pytest.raises(InvalidArgument) as raised:
-        await bucket.check(cost, LIMIT)
+        await bucket.check(cost, [LIMIT])
     assert raised.value.field == "cost"
-    assert (await bucket.usage(LIMIT)).tokens == 6
+    assert await held(bucket, LIMIT) == (6,)
 
 
 @pytest.mark.parametrize("cost", [11, 1e308, 10**400])
 async def test_a_cost_above_the_capacity_is_never_allowed(bucket: Stub[TokenBucket], cost: float) -> None:
-    assert await bucket.check(cost, LIMIT) == Decision(False, 10, RETRY_AFTER_MAX_S)
+    assert await bucket.check(cost, [LIMIT]) == Decision(False, (10,), (RETRY_AFTER_MAX_S,))
 
 
 async def test_checks_at_once_never_spend_a_token_twice(bucket: Stub[TokenBucket]) -> None:
-    limit = Limit(refill_per_second=0, capacity=20)
-    decisions = await asyncio.gather(*(bucket.check(1, limit) for _ in range(200)))
-    assert sum(decision.allowed for decision in decisions) == 20
-    assert (await bucket.usage(limit)).tokens == 0
+    only_once = limit(0, 20)
+    decisions = await asyncio.gather(*(bucket.check(1, [only_once]) for _ in range(200)))
+    assert sum(allowed for allowed, *_ in decisions) == 20
+    assert await held(bucket, only_once) == (0,)
 
 
 async def test_buckets_of_two_tenants_share_a_name_and_nothing_else(objects: LocalBackend) -> None:
     buckets = objects.namespace(TokenBucket)
-    await buckets.get("acme", "client").check(10, LIMIT)
-    assert (await buckets.get("globex", "client").usage(LIMIT)).tokens == 10
-    assert (await buckets.get("acme", "other").usage(LIMIT)).tokens == 10
+    await buckets.get("acme", "client").check(10, [LIMIT])
+    assert await held(buckets.get("globex", "client"), LIMIT) == (10,)
+    assert await held(buckets.get("acme", "other"), LIMIT) == (10,)
 
 
 async def test_a_bucket_that_is_full_again_removes_itself(
     objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, tmp_path: Path
 ) -> None:
-    await bucket.check(4, LIMIT)
+    await bucket.check(4, [LIMIT])
     clock.advance(2 + KEPT_FULL_S - 0.1)
     assert await ring(objects, clock) == 0
     clock.advance(0.2)
     assert await ring(objects, clock) == 1
     assert list((tmp_path / "objects" / "TokenBucket").rglob("*client*")) == []
-    assert await bucket.usage(LIMIT) == State(10, clock.now())
+    assert await held(bucket, LIMIT) == (10,)
 
 
 async def test_a_bucket_in_use_stays_and_is_looked_at_again(
     objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock
 ) -> None:
-    await bucket.check(4, LIMIT)
+    await bucket.check(4, [LIMIT])
     clock.advance(2 + KEPT_FULL_S)
-    await bucket.check(10, LIMIT)
+    await bucket.check(10, [LIMIT])
     assert await ring(objects, clock) == 1
-    assert await bucket.usage(LIMIT) == State(0, clock.now())
+    assert await held(bucket, LIMIT) == (0,)
     clock.advance(5 + KEPT_FULL_S)
     assert await ring(objects, clock) == 1
     assert await ring(objects, clock) == 0
 
 
-@pytest.mark.parametrize("limit", [Limit(0, 10), Limit(1e-12, 10)])
+@pytest.mark.parametrize("never", [limit(0, 10), limit(1e-12, 10)])
 async def test_a_bucket_that_takes_ages_to_fill_forgets_nothing(
-    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, limit: Limit
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, never: Policy
 ) -> None:
-    await bucket.check(4, limit)
+    await bucket.check(4, [never])
     for _ in range(3):
         clock.advance(RETRY_AFTER_MAX_S + KEPT_FULL_S)
         await ring(objects, clock)
-    assert (await bucket.usage(limit)).tokens == pytest.approx(6)
+    assert await held(bucket, never) == about((6,))
+
+
+async def test_of_several_policies_all_that_count_are_charged_or_none_is(
+    bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    both = [BURST, DAILY]
+    assert await bucket.check(10, both) == Decision(True, (0, 15), (0, 0))
+    assert await bucket.check(4, both) == Decision(False, (0, 15), (2, 0))
+    clock.advance(5)
+    assert await bucket.check(10, both) == Decision(True, (0, about(5.05)), (0, 0))
+    clock.advance(5)
+    denied = await bucket.check(10, both)
+    assert denied == Decision(False, (10, about(5.1)), (0, about(490)))
+    assert await held(bucket, *both) == (10, about(5.1))
+
+
+async def test_policies_are_charged_where_they_are_named_and_nowhere_else(bucket: Stub[TokenBucket]) -> None:
+    await bucket.check(3, [BURST])
+    await bucket.check(4, [DAILY])
+    await bucket.check(1, [DAILY, BURST])
+    assert await held(bucket, BURST, DAILY, LIMIT) == (6, 20, 10)
+
+
+async def test_a_policy_in_shadow_denies_nothing_and_says_what_it_would_have_done(
+    bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    shadow = BURST._replace(shadow=True)
+    assert await bucket.check(8, [DAILY, shadow]) == Decision(True, (17, 2), (0, 0))
+    assert await bucket.check(8, [DAILY, shadow]) == Decision(True, (9, 2), (0, 3))
+    # What is denied by another is not charged to it.
+    assert await bucket.check(10, [DAILY, shadow]) == Decision(False, (9, 2), (100, 4))
+    clock.advance(3)
+    assert await bucket.check(8, [DAILY, shadow]) == Decision(True, (about(1.03), 0), (0, 0))
+
+
+@pytest.mark.parametrize("number", [0, POLICIES_MAX + 1])
+async def test_a_check_of_no_policy_or_of_too_many_is_refused(bucket: Stub[TokenBucket], number: int) -> None:
+    with pytest.raises(InvalidArgument, match="policies"):
+        await bucket.check(1, [limit(1, 1, str(one)) for one in range(number)])
+
+
+async def test_a_client_keeps_as_many_policies_as_there_may_be(bucket: Stub[TokenBucket]) -> None:
+    policies = [limit(0, 100 + number, str(number)) for number in range(POLICIES_MAX)]
+    await bucket.check(1, policies)
+    await bucket.check(1, policies[:3])
+    assert await held(bucket, *policies) == (98, 99, 100, *range(102, 99 + POLICIES_MAX))
+
+
+async def test_a_check_that_is_denied_writes_nothing(tmp_path: Path, clock: ManualClock) -> None:
+    with contextlib.closing(LocalBackend(tmp_path, [TokenBucket], settings=HostSettings(slots=4), clock=clock)) as kept:
+        bucket = kept.namespace(TokenBucket).get("acme", "client")
+        await bucket.check(10, [LIMIT])
+        files = list(tmp_path.rglob("*client*"))
+        before = [(path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        for _ in range(5):
+            assert not (await bucket.check(5, [LIMIT]))[0]
+        assert before == [(path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        await bucket.check(0, [limit(3, 10)])
+        assert before != [(path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+
+
+async def test_what_came_while_the_limit_was_raised_is_counted_by_the_smaller_rate(
+    bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    await bucket.check(10, [LIMIT])
+    clock.advance(3)
+    faster = limit(100, 1000)
+    assert await held(bucket, faster) == (6,)
+    assert await bucket.check(0, [faster]) == Decision(True, (6,), (0,))
+    clock.advance(1)
+    assert await held(bucket, faster) == (106,)
+    # And when it is lowered.
+    assert await bucket.check(7, [limit(1, 500)]) == Decision(True, (0,), (0,))
+    clock.advance(1)
+    assert await held(bucket, limit(1, 500)) == (1,)
+
+
+async def test_a_bucket_is_kept_until_all_of_its_policies_are_full(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, tmp_path: Path
+) -> None:
+    await bucket.check(4, [BURST, DAILY])
+    clock.advance(2 + KEPT_FULL_S)
+    assert await ring(objects, clock) == 0
+    clock.advance(400)
+    assert await ring(objects, clock) == 1
+    assert list((tmp_path / "objects" / "TokenBucket").rglob("*client*")) == []
+
+
+async def test_a_bucket_of_which_one_policy_never_fills_forgets_nothing(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    once = limit(0, 10, "once")
+    await bucket.check(4, [BURST])
+    await bucket.check(4, [once])
+    clock.advance(10_000)
+    await ring(objects, clock)
+    assert await held(bucket, BURST, once) == (10, 6)
+
+
+_earlier = Migrations("token_bucket")
+_earlier()(create_tables)
+_earlier()(add_full_at)
+
+
+class _Earlier(DurableObject):
+    """The bucket as it was before it had policies."""
+
+    migrations = _earlier
+
+    def take(self, tokens: float, updated_at: float, full_at: float | None) -> None:
+        self.storage.sql("INSERT INTO bucket VALUES (1, ?, ?, ?)", tokens, updated_at, full_at)
+        if full_at is not None:
+            self.storage.set_alarm(full_at + KEPT_FULL_S)
+
+    def alarm(self, info: AlarmInfo) -> None:
+        """As it is."""
+
+
+_Earlier.__name__ = "TokenBucket"
+
+
+async def test_a_bucket_from_before_there_were_policies_is_that_of_the_policy_default(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    settings = HostSettings(slots=SLOTS)
+    earlier = LocalBackend(tmp_path, [_Earlier], settings=settings, clock=clock)
+    await earlier.namespace(_Earlier).get("acme", "client").take(4, clock.now(), clock.now() + 3)
+    await earlier.namespace(_Earlier).get("acme", "never").take(4, clock.now(), None)
+    earlier.close()
+    objects = LocalBackend(tmp_path, [TokenBucket], settings=settings, clock=clock)
+    clock.advance(2)
+    assert await held(objects.namespace(TokenBucket).get("acme", "client"), LIMIT, DAILY) == (8, 25)
+    clock.advance(1.5 + KEPT_FULL_S)
+    assert await ring(objects, clock) == 1
+    assert list((tmp_path / "objects" / "TokenBucket").rglob("*client*")) == []
+    assert await held(objects.namespace(TokenBucket).get("acme", "never"), limit(0, 10)) == (4,)
+    objects.close()

@@ -37,7 +37,7 @@ from deployments.ingress.services import Services, services_of
 from deployments.keyring import Principal
 from deployments.question import Question
 
-router = APIRouter(route_class=guarded_by("chat"), tags=["OpenAI: chat completions"])
+router = APIRouter(route_class=guarded_by("chat", "chat"), tags=["OpenAI: chat completions"])
 
 _WHOLE = "an answer is text, made once, and its tokens are not shown"
 

@@ -24,7 +24,9 @@ from deployments.ingress.openai.parameters import Ignored, Metadata
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 
-router = APIRouter(route_class=guarded_by("chat"), prefix="/v1/conversations", tags=["OpenAI: conversations"])
+router = APIRouter(
+    route_class=guarded_by("chat", "sessions"), prefix="/v1/conversations", tags=["OpenAI: conversations"]
+)
 
 #: As many as OpenAI takes at a time.
 NEW_ITEMS_MAX = 20

@@ -20,7 +20,7 @@ from deployments.ingress.openai.parameters import Ignored, ModelName
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 
-router = APIRouter(route_class=guarded_by("search"), tags=["OpenAI: embeddings"])
+router = APIRouter(route_class=guarded_by("search", "embeddings"), tags=["OpenAI: embeddings"])
 
 #: As many as OpenAI takes.
 INPUTS_MAX = 2048

@@ -17,7 +17,7 @@ from deployments.ingress.openai.errors import Refused
 from deployments.ingress.replies import reply
 from deployments.ingress.services import services_of
 
-router = APIRouter(route_class=guarded_by("chat"), prefix="/v1/models", tags=["OpenAI: models"])
+router = APIRouter(route_class=guarded_by("chat", "models"), prefix="/v1/models", tags=["OpenAI: models"])
 
 ALIAS = "default"
 OWNER = "mobula"

@@ -41,7 +41,8 @@ from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.question import Asked, Question, new_turn_id
 
-router = APIRouter(route_class=guarded_by("chat"), prefix="/v1/responses", tags=["OpenAI: responses"])
+router = APIRouter(route_class=guarded_by("chat", "chat"), prefix="/v1/responses", tags=["OpenAI: responses"])
+kept = APIRouter(route_class=guarded_by("chat", "turns"), prefix="/v1/responses", tags=["OpenAI: responses"])
 
 NUMBER_MAX = 2**53
 #: Nothing was seen yet: the first event has the number 0.
@@ -80,7 +81,7 @@ async def create(request: Request, caller: Caller, body: NewResponse, key: Idemp
     return response
 
 
-@router.get("/{response_id}", response_model=shapes.Response, responses=_STREAM)
+@kept.get("/{response_id}", response_model=shapes.Response, responses=_STREAM)
 async def read(
     request: Request,
     caller: Caller,
@@ -104,7 +105,7 @@ async def read(
     return reply(await _now(services, caller.tenant, session_id, answered, told))
 
 
-@router.post("/{response_id}/cancel", response_model=shapes.Response)
+@kept.post("/{response_id}/cancel", response_model=shapes.Response)
 async def cancel(request: Request, caller: Caller, response_id: str) -> Response:
     """Stops the answer. What it has so far is kept. One that has ended stays as it is."""
     services = services_of(request)
@@ -116,7 +117,7 @@ async def cancel(request: Request, caller: Caller, response_id: str) -> Response
     return reply(await _now(services, caller.tenant, session_id, answered, told))
 
 
-@router.delete("/{response_id}", response_model=shapes.Deleted)
+@kept.delete("/{response_id}", response_model=shapes.Deleted)
 async def delete(request: Request, caller: Caller, response_id: str) -> Response:
     """Stops and forgets the response. Its messages stay in a conversation that was named, or that others go on from."""
     services = services_of(request)
@@ -130,7 +131,7 @@ async def delete(request: Request, caller: Caller, response_id: str) -> Response
     return reply({"id": response_id, "object": "response.deleted", "deleted": True})
 
 
-@router.get("/{response_id}/input_items", response_model=shapes.ItemList)
+@kept.get("/{response_id}/input_items", response_model=shapes.ItemList)
 async def input_items(
     request: Request,
     caller: Caller,

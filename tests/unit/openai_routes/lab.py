@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -11,17 +12,10 @@ import httpx2
 import openai
 from fastapi import FastAPI
 
-from actors import Operator
 from configs.service import RequestLimits, ServiceConfig
-from deployments.allowances import Allowances
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
-from deployments.idempotency import Idempotency
 from deployments.ingress import app as ingress
-from deployments.ingress.services import Services
-from deployments.keyring import Keyring
-from deployments.limiter import Limiter
-from deployments.usage_log import UsageLog
-from tests.unit.handles import EchoModel, Handle, WordEmbedder
+from tests.unit.handles import EchoModel, Handle, WordEmbedder, services_over
 from tests.unit.talk import TENANTS, Talk, talk_at
 
 CONFIG = ServiceConfig(limits=RequestLimits(message_chars_max=100))
@@ -70,24 +64,17 @@ class Lab:
         self.model = LabModel(*PIECES)
         self.embedder = LabEmbedder()
         self.chat = Handle(talk.replica(self.model))
-        self.services = Services(
+        services = services_over(
+            talk.objects,
+            talk.clock,
+            TENANTS,
             config=CONFIG,
-            tenants=TENANTS,
-            objects=talk.objects,
-            operator=Operator(talk.objects),
-            keyring=Keyring(TENANTS.values()),
-            limiter=Limiter(talk.objects, TENANTS),
-            sessions=talk.sessions,
-            turns=talk.turns,
-            idempotency=Idempotency(talk.objects, talk.clock.now),
-            usage=UsageLog(talk.objects, talk.clock.now),
-            allowances=Allowances(talk.objects, TENANTS, self.model),
             chat=self.chat,
             model=self.model,
             embedding=Handle(self.embedder),
-            ingest=Handle(object()),
             search=talk.search,
         )
+        self.services = dataclasses.replace(services, sessions=talk.sessions, turns=talk.turns)
 
     @asynccontextmanager
     async def client(self, app: FastAPI, key: str = "sk-acme") -> AsyncIterator[openai.AsyncOpenAI]:

@@ -1,0 +1,31 @@
+"""By which limits are the tenants held now?
+
+What the service was started with, until something newer is put in its place. The routes read it with each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from configs.limits import TenantLimits
+from configs.tenant import TenantConfig
+from deployments.quotas import TenantQuotas
+
+
+class LiveLimits:
+    """The limits of each tenant, and what they come to."""
+
+    def __init__(self, tenants: Mapping[str, TenantConfig]) -> None:
+        self._limits = {name: tenant.limits for name, tenant in tenants.items()}
+        self._quotas = {name: TenantQuotas.of(limits) for name, limits in self._limits.items()}
+
+    def of(self, tenant: str) -> TenantQuotas:
+        return self._quotas[tenant]
+
+    def replace(self, limits: Mapping[str, TenantLimits]) -> list[str]:
+        """Puts these in place of what there is. Returns the tenants for which that is anything new."""
+        changed = [name for name, new in limits.items() if self._limits.get(name, new) != new]
+        for name in changed:
+            self._limits[name] = limits[name]
+            self._quotas[name] = TenantQuotas.of(limits[name])
+        return changed

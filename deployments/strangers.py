@@ -1,0 +1,53 @@
+"""Whose turn is it to ask for a bucket, among clients that were not here of late?
+
+The first request of a client makes its bucket a file, or opens it: a hundred times the work of those that follow, done
+by a host that others wait for. So of those that were not seen lately only few are asked for at once; they wait for each
+other, here, and clients that are known wait for hardly any of them. Nobody is refused for being new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+#: As many as keep the hosts of one machine busy.
+AT_ONCE_MAX = 4
+#: Clients that are known, in two halves: once the newer one is full it becomes the older, which is forgotten.
+KNOWN_MAX = 20_000
+
+
+class Strangers:
+    """
+    Args:
+        at_once_max: how many new clients may be asked for at once.
+        known_max: how many clients are known at most.
+    """
+
+    def __init__(self, at_once_max: int = AT_ONCE_MAX, known_max: int = KNOWN_MAX) -> None:
+        self._turns = asyncio.Semaphore(at_once_max)
+        self._half_max = known_max // 2
+        self._newer: set[tuple[str, str]] = set()
+        self._older: set[tuple[str, str]] = set()
+
+    def is_known(self, tenant: str, client: str) -> bool:
+        """It was met of late."""
+        key = (tenant, client)
+        if key in self._newer:
+            return True
+        if key in self._older:
+            self._meet(key)
+            return True
+        return False
+
+    @contextlib.asynccontextmanager
+    async def turn(self, tenant: str, client: str) -> AsyncIterator[None]:
+        """Waits for those before it; it is known when it is left without an error."""
+        async with self._turns:
+            yield
+        self._meet((tenant, client))
+
+    def _meet(self, key: tuple[str, str]) -> None:
+        if len(self._newer) >= self._half_max:
+            self._older, self._newer = self._newer, set()
+        self._newer.add(key)

@@ -1,0 +1,140 @@
+"""What does a flood of clients that nobody knows cost the one that is there for good?
+
+Thousands of client keys come at once, while one client goes on at its own pace. Compared are that client's times with
+the same in quiet, in turns. What else a flood could use up is looked at too: memory, files, processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable
+from typing import Final
+
+import aiohttp
+import psutil
+
+from tests.benchmarks.report import Row
+from tests.integration.conftest import Service
+
+KEY: Final = "sk-flooded"
+CLIENTS: Final = 20_000
+CLIENTS_QUICK: Final = 3_000
+#: New clients a second, each of which gets a database of its own.
+FLOOD_RATE: Final = 200
+HONEST_RATE: Final = 25
+QUIET_S: Final = 10.0
+SLOWDOWN_MAX: Final = 2.0
+MEMORY_MORE_MIB_MAX: Final = 500
+ROUNDS: Final = 4
+#: Between a flood and the quiet after it.
+SETTLES_S: Final = 2.0
+
+
+def honest_client(service: Service, *, quick: bool) -> list[Row]:
+    """The honest client's times in quiet and in the flood, and what the flood leaves behind."""
+    clients = CLIENTS_QUICK if quick else CLIENTS
+    memory_mib, processes, files = _resident_mib(service), len(service.processes()), _files(service)
+    quiet: list[float] = []
+    flooded: list[float] = []
+    for number in range(ROUNDS):
+        share = range(number * clients // ROUNDS, (number + 1) * clients // ROUNDS)
+        quiet.append(asyncio.run(_beside(service.url, [])))
+        flooded.append(asyncio.run(_beside(service.url, share)))
+        time.sleep(SETTLES_S)
+    ratio = sorted(flooded)[ROUNDS // 2] / sorted(quiet)[ROUNDS // 2]
+    more_mib = _resident_mib(service) - memory_mib
+    more_processes, more_files = len(service.processes()) - processes, _files(service) - files
+    return [
+        Row(
+            work=f"p99 of a check beside a flood of {clients:,} clients",
+            ours=flooded,
+            against="in quiet",
+            theirs=quiet,
+            unit="ms",
+            bar=f"≤ {SLOWDOWN_MAX:g} times",
+            value=f"{ratio:.2f}",
+            is_reached=ratio <= SLOWDOWN_MAX,
+        ),
+        _left_behind("memory of all processes", memory_mib, more_mib, "MiB", MEMORY_MORE_MIB_MAX),
+        _left_behind("processes", processes, more_processes, "processes", 0),
+        # Each client's database, and the log beside those that are open.
+        _left_behind("files of buckets", files, more_files, "files", clients + 1),
+    ]
+
+
+def _left_behind(what: str, before: float, more: float, unit: str, most: float) -> Row:
+    return Row(
+        work=f"{what}, after the flood",
+        ours=[before + more],
+        against="before it",
+        theirs=[before],
+        unit=unit,
+        bar=f"≤ {most:,.0f} more",
+        value=f"{more:+,.0f}",
+        is_reached=more <= most,
+    )
+
+
+async def _beside(url: str, strangers: Iterable[int]) -> float:
+    """The 99th percentile of the honest client's times, while each of the strangers sends one request."""
+    times_s: list[float] = []
+    flood_is_over = asyncio.Event()
+    unlimited = aiohttp.TCPConnector(limit=0)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with aiohttp.ClientSession(url, connector=unlimited, headers=headers) as http:
+
+        async def request(client: str) -> float:
+            sent_s = time.perf_counter()
+            async with http.post("/ratelimit/check", headers={"x-client": client}) as answer:
+                await answer.read()
+                if answer.status != 200:
+                    raise RuntimeError(f"a check was answered {answer.status}")
+            return time.perf_counter() - sent_s
+
+        async def paced(clients: Iterable[str], rate: float, times_s: list[float]) -> None:
+            async with asyncio.TaskGroup() as requests:
+                began_s = time.perf_counter()
+                for number, client in enumerate(clients):
+                    await asyncio.sleep(max(0.0, began_s + number / rate - time.perf_counter()))
+                    requests.create_task(_noted(request(client), times_s))
+
+        async def honest() -> None:
+            least = int(QUIET_S * HONEST_RATE)
+
+            def until_the_flood_is_over() -> Iterable[str]:
+                number = 0
+                while number < least or not flood_is_over.is_set():
+                    yield "honest"
+                    number += 1
+
+            await paced(until_the_flood_is_over(), HONEST_RATE, times_s)
+
+        async def flood() -> None:
+            await paced((f"stranger-{number}" for number in strangers), FLOOD_RATE, [])
+            flood_is_over.set()
+
+        await request("honest")
+        async with asyncio.TaskGroup() as both:
+            both.create_task(honest())
+            both.create_task(flood())
+    return sorted(times_s)[int(len(times_s) * 0.99)]
+
+
+async def _noted(request: Awaitable[float], times_s: list[float]) -> None:
+    times_s.append(await request)
+
+
+def _resident_mib(service: Service) -> float:
+    total = 0
+    for process in service.processes():
+        try:
+            # What they share is counted once.
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue  # it has ended
+    return total / 1024**2
+
+
+def _files(service: Service) -> int:
+    return sum(1 for _ in (service.data_dir / "objects" / "TokenBucket").rglob("*.sqlite"))

@@ -1,0 +1,89 @@
+"""How many requests of one client does the service admit, when more come than its bucket pays for?
+
+An open loop: requests are sent when they are due, whether or not the ones before have been answered. Many connections
+share the bucket. What may be admitted is known from the moments of sending and hearing alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from tests.integration.conftest import Service
+
+#: Of what a bucket may give, by which fewer may be admitted; one token is always within it.
+MISSED_SHARE_MAX = 0.01
+
+
+@dataclass(kw_only=True, slots=True)
+class Load:
+    """What came of it. Times are of one clock: when each request was sent and when its answer was heard."""
+
+    capacity: float
+    refill_per_second: float
+    admitted: int = 0
+    statuses: dict[int, int] = field(default_factory=dict)
+    spans_s: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def most(self) -> float:
+        """What the bucket held, and what can have come between the first request and the last answer."""
+        sent_s, heard_s = min(sent for sent, _ in self.spans_s), max(heard for _, heard in self.spans_s)
+        return self.capacity + self.refill_per_second * (heard_s - sent_s)
+
+    @property
+    def least(self) -> float:
+        """What it must have given between the first answer and the last request."""
+        heard_s, sent_s = min(heard for _, heard in self.spans_s), max(sent for sent, _ in self.spans_s)
+        whole = self.capacity + self.refill_per_second * (sent_s - heard_s)
+        return whole - max(1.0, whole * MISSED_SHARE_MAX)
+
+    def under_way_at(self, moment_s: float) -> int:
+        """Requests that were sent and not yet answered. Each may have been paid for by a host that told nobody."""
+        return sum(sent_s <= moment_s <= heard_s for sent_s, heard_s in self.spans_s)
+
+
+async def load(
+    service: Service,
+    key: str,
+    client: str,
+    *,
+    capacity: float,
+    refill_per_second: float,
+    rate: float,
+    clients: int,
+    for_s: float,
+    now: Callable[[], float] = time.monotonic,
+) -> Load:
+    """Sends `rate` checks a second, from so many clients in turns that each have a connection, with one bucket."""
+    result = Load(capacity=capacity, refill_per_second=refill_per_second)
+    headers = {"Authorization": f"Bearer {key}", "x-client": client}
+    url = f"{service.url}/ratelimit/check"
+    unlimited = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(connector=unlimited, headers=headers, timeout=aiohttp.ClientTimeout(60)) as http,
+        asyncio.TaskGroup() as requests,
+    ):
+
+        async def request() -> None:
+            sent_s = now()
+            async with http.post(url) as answer:
+                await answer.read()
+                result.spans_s.append((sent_s, now()))
+                result.statuses[answer.status] = result.statuses.get(answer.status, 0) + 1
+                result.admitted += answer.status == 200
+
+        began_s = now()
+
+        async def client_in_turn(number: int) -> None:
+            for turn in range(number, round(rate * for_s), clients):
+                await asyncio.sleep(max(0.0, began_s + turn / rate - now()))
+                requests.create_task(request())
+
+        for number in range(clients):
+            requests.create_task(client_in_turn(number))
+    return result
