@@ -78,6 +78,7 @@ class Lab:
     async def __aenter__(self) -> Lab:
         self._folder = tempfile.TemporaryDirectory(prefix="mobula-lab-")
         self._data_dir = self._given_dir or Path(self._folder.name) / "data"
+        self._loop = asyncio.get_running_loop()
         self._open()
         return self
 
@@ -217,14 +218,13 @@ class Lab:
 
     def crash_in_next_commit(self, stub: Stub[Any], *, reached_disk: bool = False) -> None:
         """Loses the host in the next commit of the object, before or after the disk has it."""
-        loop = asyncio.get_running_loop()  # the commit may be in a thread
 
         def crash(commit: Callable[[], None]) -> None:
             if reached_disk:
                 commit()
             image = self._image()
-            # Not within a turn of the host that is lost. Nothing that it says from here on reaches anybody.
-            loop.call_soon_threadsafe(self._lose, image)
+            # Not within a turn of the host that is lost, and from whichever thread commits. Nothing that it says from here on reaches anybody.
+            self._loop.call_soon_threadsafe(self._lose, image)
             raise ObjectReset(str(stub.id), "its host was lost in a commit, as the test wished")
 
         self._faults[stub.id] = crash
