@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-#: As many as keep the hosts of one machine busy.
-AT_ONCE_MAX = 4
+#: As many as keep two hosts busy.
+AT_ONCE_MAX = 2
 #: Clients that are known, in two halves: once the newer one is full it becomes the older, which is forgotten.
 KNOWN_MAX = 20_000
 
