@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deployments.free_port import free_port
 from tests.benchmarks import chat, flood, in_process, machine, over_http, over_stubs
-from tests.benchmarks.report import Row, Skipped, table
+from tests.benchmarks.report import Row, Skipped, line, table
 from tests.integration.conftest import Service
 
 CONFIG = Path(__file__).parent / "service" / "service.yaml"
@@ -31,13 +32,12 @@ measurements; each was measured in turns with the one that it is compared to.
 SECTIONS = ("objects", "stubs", "http", "chat", "flood")
 
 
-def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> list[Row | Skipped]:
-    rows: list[Row | Skipped] = []
+def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterator[Row | Skipped]:
     if "objects" in sections:
-        rows += in_process.measure(2_000 if quick else 10_000, 3 if quick else 5)
-    if sections == ["objects"]:
-        return rows
-    sessions = 2_000 if quick else 10_000
+        yield from in_process.measure(1_000 if quick else 10_000, 2 if quick else 5)
+    if not set(sections) - {"objects"}:
+        return
+    sessions = 1_000 if quick else 10_000
     with tempfile.TemporaryDirectory(prefix="mobula-bench-") as folder:
         service = Service(Path(folder), free_port(), CONFIG)
         if "stubs" in sections:
@@ -45,18 +45,16 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> list[Ro
         service.start()
         try:
             if "stubs" in sections:
-                rows += over_stubs.measure(service, sessions, 3 if quick else 10)
+                yield from over_stubs.measure(service, sessions, 2 if quick else 10)
             if "http" in sections:
-                effort = over_http.QUICK if quick else over_http.WHOLE
-                rows += over_http.measure(service, KEY, effort, peers_dir)
+                yield from over_http.measure(service, KEY, over_http.QUICK if quick else over_http.WHOLE, peers_dir)
             if "chat" in sections:
-                rows += chat.first_token(service.url, KEY, 20 if quick else 60)
-                rows += chat.throughput(service.url, KEY, 3 if quick else 10)
+                yield from chat.first_token(service.url, KEY, 10 if quick else 60)
+                yield from chat.throughput(service.url, KEY, 2 if quick else 10)
             if "flood" in sections:
-                rows += flood.honest_client(service, quick=quick)
+                yield from flood.honest_client(service, quick=quick)
         finally:
             service.stop()
-    return rows
 
 
 def main() -> None:
@@ -67,7 +65,10 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the table there, as Markdown")
     options = parser.parse_args()
     on = machine.description()
-    rows = measure(quick=options.quick, sections=options.only or SECTIONS, peers_dir=options.peers)
+    rows: list[Row | Skipped] = []
+    for row in measure(quick=options.quick, sections=options.only or SECTIONS, peers_dir=options.peers):
+        rows.append(row)
+        print(line(row), file=sys.stderr, flush=True)
     print(table(rows))
     if options.write is not None:
         day = datetime.datetime.now(datetime.UTC).date()

@@ -46,15 +46,15 @@ class Effort:
     histories: int
 
 
-QUICK = Effort(run_s=2, pairs=3, histories=100)
+QUICK = Effort(run_s=1, pairs=3, histories=50)
 WHOLE = Effort(run_s=4, pairs=7, histories=SESSIONS)
 
 
-def measure(service: Service, key: str, effort: Effort, peers_dir: Path) -> list[Row | Skipped]:
+def measure(service: Service, key: str, effort: Effort, peers_dir: Path) -> Iterator[Row | Skipped]:
     work = "checks, appends and histories over HTTP"
     if (reason := wrk.why_not()) is not None:
-        return [Skipped(work=work, reason=reason)]
-    rows: list[Row | Skipped] = []
+        yield Skipped(work=work, reason=reason)
+        return
     with tempfile.TemporaryDirectory(prefix="mobula-bench-") as folder:
         ids_file = Path(folder) / "sessions"
         ids_file.write_text("\n".join(_made(service.url, key, SESSIONS)))
@@ -62,45 +62,41 @@ def measure(service: Service, key: str, effort: Effort, peers_dir: Path) -> list
         try:
             with workerd.running(peers_dir) as peer:
                 theirs = Peer(name="workerd", url=peer.url, ids_file=ids_file)
-                rows += _beside(ours, theirs, key, effort)
-                rows.append(_memory_of(peer, key, Path(folder)))
+                yield from _beside(ours, theirs, key, effort)
+                yield _memory_of(peer, key, Path(folder))
         except workerd.Unavailable as unavailable:
-            rows.append(Skipped(work=f"{work}, beside workerd", reason=str(unavailable)))
+            yield Skipped(work=f"{work}, beside workerd", reason=str(unavailable))
         bare = _bare(service)
         name = f"checks, {SPREAD_CLIENTS} clients"
         here, there = _in_turns(ours, bare, key, Work(job="check", clients=SPREAD_CLIENTS), effort)
-        rows.append(at_least_ratio(name, _rates(here), bare.name, _rates(there), ratio=0.8, unit="/s"))
-        rows.append(_tail("checks", here))
-    return rows
+        yield at_least_ratio(name, _rates(here), bare.name, _rates(there), ratio=0.8, unit="/s")
+        yield _tail("checks", here)
 
 
-def _beside(ours: Peer, theirs: Peer, key: str, effort: Effort) -> list[Row]:
-    rows: list[Row] = []
-
-    def compared(name: str, work: Work, ratio: float) -> list[Load]:
+def _beside(ours: Peer, theirs: Peer, key: str, effort: Effort) -> Iterator[Row]:
+    def compared(name: str, work: Work, ratio: float) -> tuple[Row, list[Load]]:
         here, there = _in_turns(ours, theirs, key, work, effort)
-        rows.append(at_least_ratio(name, _rates(here), theirs.name, _rates(there), ratio=ratio, unit="/s"))
-        return here
+        return at_least_ratio(name, _rates(here), theirs.name, _rates(there), ratio=ratio, unit="/s"), here
 
     ids_file = ours.ids_file
     assert ids_file is not None
-    compared(f"checks, {SPREAD_CLIENTS} clients", Work(job="check", clients=SPREAD_CLIENTS), 1.2)
-    compared("checks, one client", Work(job="check"), 0.8)
-    appended = compared(f"appends to {SESSIONS} sessions, limited", Work(job="append", ids_file=ids_file), 1.2)
-    rows.append(_tail("appends", appended))
+    yield compared(f"checks, {SPREAD_CLIENTS} clients", Work(job="check", clients=SPREAD_CLIENTS), 1.2)[0]
+    yield compared("checks, one client", Work(job="check"), 0.8)[0]
+    row, loads = compared(f"appends to {SESSIONS} sessions, limited", Work(job="append", ids_file=ids_file), 1.2)
+    yield row
+    yield _tail("appends", loads)
     filled = ids_file.with_name("filled")
     filled.write_text("\n".join(ids_file.read_text().split()[: effort.histories]))
     for peer in (ours, theirs):
         _fill(peer, key, filled)
-    read = compared(f"last {MESSAGES} messages, limited", Work(job="history", ids_file=filled), 1.0)
-    rows.append(_tail("last messages", read))
-    alone = Work(job="append", ids_file=ids_file, connections=1)
-    here, there = _in_turns(ours, theirs, key, alone, effort)
+    row, loads = compared(f"last {MESSAGES} messages, limited", Work(job="history", ids_file=filled), 1.0)
+    yield row
+    yield _tail("last messages", loads)
+    here, there = _in_turns(ours, theirs, key, Work(job="append", ids_file=ids_file, connections=1), effort)
     medians = [[load.median_s for load in loads] for loads in (here, there)]
-    rows.append(at_most_ratio("an append, alone", medians[0], theirs.name, medians[1], ratio=2.0))
+    yield at_most_ratio("an append, alone", medians[0], theirs.name, medians[1], ratio=2.0)
     check = [wrk.run(ours.url, key, Work(job="check", connections=1), effort.run_s) for _ in range(effort.pairs)]
-    rows.append(figure("layer: a check over HTTP, alone", [load.median_s for load in check], unit="ms"))
-    return rows
+    yield figure("layer: a check over HTTP, alone", [load.median_s for load in check], unit="ms")
 
 
 def _in_turns(ours: Peer, theirs: Peer, key: str, work: Work, effort: Effort) -> tuple[list[Load], list[Load]]:

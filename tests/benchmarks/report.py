@@ -112,11 +112,12 @@ def at_least_ratio(
 def table(rows: Sequence[Row | Skipped]) -> str:
     """Markdown. Figures are medians, with the tenth and the ninetieth percentile."""
     lines = ["| work | here | against | there | compared | to reach | |", "|---|---|---|---|---|---|---|"]
-    lines += map(_line, rows)
+    lines += map(line, rows)
     return "\n".join(lines)
 
 
-def _line(row: Row | Skipped) -> str:
+def line(row: Row | Skipped) -> str:
+    """One row of the table."""
     if isinstance(row, Skipped):
         return f"| {row.work} | not measured: {row.reason} | | | | | |"
     verdict = "" if not row.bar else "reached" if row.is_reached else "**missed**"
