@@ -139,8 +139,8 @@ class Demo:
     def _show_limiter(self) -> None:
         self._console.print()
         self._console.rule("POST /ratelimit/check: the limiter says no", align="left")
-        usage = _checked(self._client.get("/ratelimit/usage")).json()
-        capacity, refill_per_second = usage["capacity"], usage["refill_per_second"]
+        (policy,) = _checked(self._client.get("/ratelimit/usage")).json()["policies"]
+        capacity, refill_per_second = policy["capacity"], policy["refill_per_second"]
         self._console.print(f"A bucket of {capacity:g} tokens that gains {refill_per_second:g} a second")
         cost = capacity * CHECK_COST_PART
         with ThreadPoolExecutor(BURST) as pool:

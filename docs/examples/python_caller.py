@@ -11,7 +11,7 @@ import asyncio
 import ray
 
 import actors
-from actors.token_bucket import Limit
+from actors.bucket import Policy
 
 
 async def talk(objects: actors.Objects) -> None:
@@ -23,9 +23,9 @@ async def talk(objects: actors.Objects) -> None:
 
     bucket = objects.namespace(actors.TokenBucket).get("demo", "python-caller")
     await bucket.reset()
-    limit = Limit(refill_per_second=0, capacity=5)
-    decisions = await asyncio.gather(*[bucket.check(1, limit) for _ in range(20)])
-    print(f"{sum(decision.allowed for decision in decisions)} of {len(decisions)} checks at once were allowed")
+    policies = [Policy("burst", refill_per_second=0, capacity=5)]
+    decisions = await asyncio.gather(*[bucket.check(1, policies) for _ in range(20)])
+    print(f"{sum(allowed for allowed, _, _ in decisions)} of {len(decisions)} checks at once were allowed")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ from tests.integration.calls import eventually, ok, unique
 from tests.integration.conftest import Service, configured
 from tests.integration.scripted_model import KEY, MODEL, ScriptedModel, answer, piece, question, scripted_model
 
+#: Of one answer of the embedded model.
+EMBEDDED_TOKENS = 20
+DEMO_KEY = "sk-demo"
 #: The start of the service, and a test, on a machine that may do other things as well.
 TIMEOUT_S = 400
 TURNS = 20
@@ -90,8 +93,12 @@ class Asker:
         told = self.heard[0][2]
         return f"/chat/sessions/{told['session_id']}/turns/{told['turn_id']}"
 
+    @property
+    def max_tokens(self) -> int | None:
+        return None
+
     async def run(self, client: httpx.AsyncClient) -> None:
-        body = {"message": self.message, "retrieve": False, "request_id": self.tag}
+        body = {"message": self.message, "retrieve": False, "request_id": self.tag, "max_tokens": self.max_tokens}
         while not self.heard:
             await self._read(client, "POST", "/chat", json=body)
         while self.heard[-1][1] not in ("turn.completed", "turn.incomplete", "turn.cancelled", "error"):
@@ -113,6 +120,18 @@ class Asker:
             await asyncio.sleep(PAUSE_S)
 
 
+class EmbeddedAsker(Asker):
+    """The same of the embedded model."""
+
+    @property
+    def message(self) -> str:
+        return f"Tell me a story of {self.tag}."
+
+    @property
+    def max_tokens(self) -> int | None:
+        return EMBEDDED_TOKENS
+
+
 async def run_and_kill(service: Service, model: ScriptedModel, name: str) -> tuple[list[Asker], float]:
     """Half of the turns have shown something when the kill comes, and the others have asked their model.
 
@@ -122,23 +141,28 @@ async def run_and_kill(service: Service, model: ScriptedModel, name: str) -> tup
         Asker(tag=unique("t"), key=LASTING_KEY if number % 4 < 2 else KEY, first_s=0.0 if number % 2 else 4.0)
         for number in range(TURNS)
     ]
+
+    def are_under_way() -> bool:
+        return all(asker.tag in model.asked and (asker.first_s or asker.text) for asker in askers)
+
+    return askers, await kill_when(are_under_way, service, askers, name)
+
+
+async def kill_when(are_under_way: Callable[[], bool], service: Service, askers: Sequence[Asker], name: str) -> float:
+    """When they were killed, once all is over."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits, verify=False) as client:
         running = [asyncio.ensure_future(asker.run(client)) for asker in askers]
-
-        def are_under_way() -> bool:
-            return all(asker.tag in model.asked and (asker.first_s or asker.text) for asker in askers)
-
         async with asyncio.timeout(60):
             while not are_under_way():
                 await asyncio.sleep(0.05)
         assert await asyncio.to_thread(service.kill, name) > 0
         killed_s = time.monotonic()
         await asyncio.gather(*running)
-    return askers, killed_s
+    return killed_s
 
 
-def compare(service: Service, askers: list[Asker], killed_s: float) -> dict[str, int]:
+def compare(service: Service, askers: Sequence[Asker], killed_s: float) -> dict[str, int]:
     """Every turn has ended in time and once, and the history holds what was heard. Returns how they ended."""
     ways: dict[str, int] = {}
     for asker in askers:
@@ -154,15 +178,21 @@ def compare(service: Service, askers: list[Asker], killed_s: float) -> dict[str,
             kept = [(one["role"], one["content"]) for one in ok(client.get(f"{session}/messages"))["messages"]]
             assert kept[0] == ("user", asker.message)
             assert kept[1:] == ([("assistant", asker.text)] if asker.text else [])
-            assert answer(asker.tag, PIECES).startswith(asker.text)
-            # What is counted is what was shown, at least.
-            assert turn["usage"]["output_tokens"] >= asker.text.count("\n")
             assert ok(client.get(f"{session}/usage"))["output_tokens"] == turn["usage"]["output_tokens"]
-            if turn["status"] == "completed":
-                assert asker.text == answer(asker.tag, PIECES)
-            else:
+            if turn["status"] != "completed":
                 assert turn["error"]["retryable"]
+            if not isinstance(asker, EmbeddedAsker):
+                compare_with_script(asker, turn)
     return ways
+
+
+def compare_with_script(asker: Asker, turn: dict[str, Any]) -> None:
+    """What the scripted model said is known."""
+    assert answer(asker.tag, PIECES).startswith(asker.text)
+    # What is counted is what was shown, at least.
+    assert turn["usage"]["output_tokens"] >= asker.text.count("\n")
+    if turn["status"] == "completed":
+        assert asker.text == answer(asker.tag, PIECES)
 
 
 def can_chat(service: Service) -> bool:
@@ -173,15 +203,22 @@ def can_chat(service: Service) -> bool:
 
 
 @pytest.mark.timeout(TIMEOUT_S)
-@pytest.mark.parametrize("name", ["ray::ServeReplica:default:Chat", "ray::ServeReplica:default:Model"])
-async def test_turns_end_as_they_should_when_a_replica_is_killed(
-    service: Service, model: ScriptedModel, name: str
-) -> None:
-    askers, killed_s = await run_and_kill(service, model, name)
+async def test_turns_end_as_they_should_when_their_replica_is_killed(service: Service, model: ScriptedModel) -> None:
+    askers, killed_s = await run_and_kill(service, model, "ray::ServeReplica:default:Chat")
     ways = await asyncio.to_thread(compare, service, askers, killed_s)
     # Who had heard a part keeps it, and gets the rest where the model can go on; who had heard nothing is answered.
     assert ways == {"incomplete": TURNS // 4, "completed": TURNS - TURNS // 4}
     await asyncio.to_thread(eventually, lambda: can_chat(service))
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+async def test_turns_go_on_when_the_embedded_model_is_killed(service: Service) -> None:
+    askers = [EmbeddedAsker(tag=unique("e"), key=DEMO_KEY, first_s=0.0) for _ in range(TURNS)]
+    killed_s = await kill_when(
+        lambda: any(asker.text for asker in askers), service, askers, "ray::ServeReplica:default:Model"
+    )
+    ways = await asyncio.to_thread(compare, service, askers, killed_s)
+    assert ways == {"completed": TURNS}
 
 
 @pytest.mark.timeout(TIMEOUT_S)
