@@ -111,7 +111,7 @@ def listening(tmp_path: Path) -> Iterator[socket.socket]:
 async def test_calls_go_through_the_door_where_there_is_one(
     living: ActorLink, host: LivingHost, tmp_path: Path
 ) -> None:
-    door = Door(lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
     assert door.open(tmp_path / "host.door")
 
     replies = await living.batch([CALL, CALL])
@@ -133,7 +133,7 @@ async def test_calls_go_by_ray_where_there_is_no_way_to_a_door(
 async def test_a_batch_that_is_too_large_for_the_door_goes_by_ray(
     living: ActorLink, host: LivingHost, tmp_path: Path
 ) -> None:
-    door = Door(lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
     door.open(tmp_path / "host.door")
     large: Call = (*CALL[:4], bytes(REQUEST_BYTES_MAX), "", None)
 
@@ -151,7 +151,7 @@ async def test_a_call_whose_host_ended_counts_as_lost_and_the_next_finds_its_suc
     with pytest.raises(HostLost):
         await calling
 
-    door = Door(lambda calls: [(RETURNED, b"back")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"back")] * len(calls), _never)
     door.open(tmp_path / "host.door")
     assert await living.batch([CALL]) == [(RETURNED, b"back")]
     door.close()
@@ -170,7 +170,7 @@ async def test_a_call_at_the_door_of_a_host_that_had_retired_may_be_sent_elsewhe
 
 
 async def test_batches_that_look_for_the_door_at_once_are_all_answered(living: ActorLink, tmp_path: Path) -> None:
-    door = Door(lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
     door.open(tmp_path / "host.door")
 
     answers = await asyncio.gather(*[living.batch([CALL]) for _ in range(5)])

@@ -63,7 +63,8 @@ class ActorLink:
         try:
             return await answer
         except HostLost as lost:
-            if handle is not None and await self._was_retired(handle._actor_id.hex()):
+            # A ticket is for a call that was run.
+            if isinstance(asked, list) and handle is not None and await self._was_retired(handle._actor_id.hex()):
                 raise HostRetired from lost
             raise
 
