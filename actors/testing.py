@@ -223,8 +223,8 @@ class Lab:
             if reached_disk:
                 commit()
             image = self._image()
-            # Not within a turn of the host that is lost, and from whichever thread commits. Nothing that
-            # it says from here on reaches anybody.
+            # From whichever thread commits, and not within a turn of the host that is lost. Nothing that it says from
+            # here on reaches anybody.
             self._loop.call_soon_threadsafe(self._lose, image)
             raise ObjectReset(str(stub.id), "its host was lost in a commit, as the test wished")
 

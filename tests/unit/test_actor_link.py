@@ -60,7 +60,7 @@ class LivingHost:
     def __init__(self) -> None:
         self.has_door = True
         self.by_ray: list[list[Call]] = []
-        self.door = _Answers(lambda: self.has_door)
+        self.door: Any = _Answers(lambda: self.has_door)
         self.batch = _Answers(self._batch)
 
     def _batch(self, calls: list[Call]) -> list[Reply]:
@@ -111,13 +111,44 @@ def listening(tmp_path: Path) -> Iterator[socket.socket]:
 async def test_calls_go_through_the_door_where_there_is_one(
     living: ActorLink, host: LivingHost, tmp_path: Path
 ) -> None:
-    door = Door(lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
     assert door.open(tmp_path / "host.door")
 
     replies = await living.batch([CALL, CALL])
 
     assert replies == [(RETURNED, b"at the door")] * 2
     assert not host.by_ray
+    door.close()
+
+
+async def test_batches_that_find_the_door_together_pass_it_in_their_order(
+    living: ActorLink, host: LivingHost, tmp_path: Path
+) -> None:
+    passed: list[list[Call]] = []
+
+    def answer(calls: list[Call]) -> list[Reply]:
+        passed.append(calls)
+        return [(RETURNED, b"")] * len(calls)
+
+    is_told = asyncio.Event()
+    waits = [is_told.wait(), asyncio.sleep(0)]
+
+    class SlowAtFirst:
+        async def remote(self) -> bool:
+            await waits.pop(0)
+            return True
+
+    host.door = SlowAtFirst()
+    door = Door("host-0", answer, _never)
+    door.open(tmp_path / "host.door")
+    batches = [asyncio.create_task(living.batch([CALL] * number)) for number in (1, 2)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    is_told.set()
+    await asyncio.gather(*batches)
+    assert [len(calls) for calls in passed] == [1, 2]
+    for wait in waits:
+        await wait
     door.close()
 
 
@@ -133,7 +164,7 @@ async def test_calls_go_by_ray_where_there_is_no_way_to_a_door(
 async def test_a_batch_that_is_too_large_for_the_door_goes_by_ray(
     living: ActorLink, host: LivingHost, tmp_path: Path
 ) -> None:
-    door = Door(lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
     door.open(tmp_path / "host.door")
     large: Call = (*CALL[:4], bytes(REQUEST_BYTES_MAX), "", None)
 
@@ -151,7 +182,7 @@ async def test_a_call_whose_host_ended_counts_as_lost_and_the_next_finds_its_suc
     with pytest.raises(HostLost):
         await calling
 
-    door = Door(lambda calls: [(RETURNED, b"back")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"back")] * len(calls), _never)
     door.open(tmp_path / "host.door")
     assert await living.batch([CALL]) == [(RETURNED, b"back")]
     door.close()
@@ -170,7 +201,7 @@ async def test_a_call_at_the_door_of_a_host_that_had_retired_may_be_sent_elsewhe
 
 
 async def test_batches_that_look_for_the_door_at_once_are_all_answered(living: ActorLink, tmp_path: Path) -> None:
-    door = Door(lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
+    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
     door.open(tmp_path / "host.door")
 
     answers = await asyncio.gather(*[living.batch([CALL]) for _ in range(5)])

@@ -14,6 +14,7 @@ import pytest
 
 from actors.runtime.backend_ray.door import REQUEST_BYTES_MAX, Door, Line, connect, door_of
 from actors.runtime.call import RETURNED, Call, HostLost, HostRetired, Reply
+from actors.runtime.errors import ObjectFailed
 from tests.conformance.support import ticks
 
 
@@ -53,7 +54,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def door(host: Host, path: Path) -> AsyncIterator[Door]:
-    door = Door(host.answer, host.wait)
+    door = Door("host-0", host.answer, host.wait)
     assert door.open(path)
     yield door
     door.close()
@@ -106,6 +107,16 @@ async def test_what_the_host_raises_is_raised(line: Line, host: Host) -> None:
         await ask(line, [call("x")])
 
 
+async def test_what_can_not_travel_arrives_as_an_error_all_the_same(line: Line, host: Host) -> None:
+    class Local(Exception):
+        pass
+
+    host.refusal = Local("only here")
+
+    with pytest.raises(ObjectFailed, match="only here"):
+        await ask(line, [call("x")])
+
+
 async def test_an_answer_that_nobody_waits_for_any_more_disturbs_nobody(line: Line) -> None:
     given_up = asyncio.ensure_future(ask(line, [call("given up")]))
     await ticks()
@@ -143,7 +154,7 @@ async def test_a_door_that_a_killed_host_left_leads_nowhere_until_it_is_replaced
     assert path.exists()
     assert await connect("host-0", path) is None
 
-    door = Door(host.answer, host.wait)
+    door = Door("host-0", host.answer, host.wait)
     assert door.open(path)
     line = await connect("host-0", path)
 
@@ -175,14 +186,14 @@ async def test_a_door_that_is_closed_admits_nobody_and_keeps_who_is_in(door: Doo
 
 
 async def test_where_there_can_be_no_door_there_is_none(host: Host, tmp_path: Path) -> None:
-    assert not Door(host.answer, host.wait).open(tmp_path / "no folder" / "host.door")
+    assert not Door("host-0", host.answer, host.wait).open(tmp_path / "no folder" / "host.door")
 
 
 def test_a_line_is_of_the_loop_that_it_was_made_in(path: Path, host: Host) -> None:
     lines = []
 
     async def one() -> bool:
-        door = Door(host.answer, host.wait)
+        door = Door("host-0", host.answer, host.wait)
         door.open(path)
         line = await connect("host-0", path)
         assert line is not None

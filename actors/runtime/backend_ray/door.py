@@ -23,7 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from actors.runtime.call import Call, HostLost, Reply
+from actors.runtime.call import Call, HostLost, Reply, raised, unpack
 
 logger = logging.getLogger("mobula.objects")
 
@@ -37,8 +37,8 @@ _LENGTH = struct.Struct(">Q")
 
 #: A number that the reply will have, and a batch of calls, or a ticket to wait with.
 Request: TypeAlias = tuple[int, "list[Call] | str"]
-#: The number of the request, whether it failed, and the replies or the error.
-Answer: TypeAlias = tuple[int, bool, Any]
+#: The number of the request, the replies, and what kept the host from giving any.
+Answer: TypeAlias = tuple[int, Any, Reply | None]
 
 
 def door_of(data_dir: Path, host: str) -> Path:
@@ -158,13 +158,15 @@ class Door:
     """A host's end. Every caller has a connection of its own.
 
     Args:
+        host: who it is.
         answer: runs a batch of calls.
         wait: waits for the reply of one that outlived its batch.
     """
 
     def __init__(
-        self, answer: Callable[[list[Call]], list[Reply]], wait: Callable[[str], Coroutine[Any, Any, Reply]]
+        self, host: str, answer: Callable[[list[Call]], list[Reply]], wait: Callable[[str], Coroutine[Any, Any, Reply]]
     ) -> None:
+        self._host = host
         self._answer = answer
         self._wait = wait
         self._path: Path | None = None
@@ -225,16 +227,16 @@ class Door:
             task.add_done_callback(self._waiting.discard)
             return
         try:
-            answer: Answer = number, False, self._answer(asked)
+            answer: Answer = number, self._answer(asked), None
         except Exception as error:  # whatever the host says of the batch is for its caller
-            answer = number, True, error
+            answer = number, None, raised(self._host, error)
         wire.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
 
     async def _reply_later(self, wire: Wire, number: int, ticket: str) -> None:
         try:
-            answer: Answer = number, False, await self._wait(ticket)
+            answer: Answer = number, await self._wait(ticket), None
         except Exception as error:  # as above
-            answer = number, True, error
+            answer = number, None, raised(self._host, error)
         wire.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
 
 
@@ -282,14 +284,17 @@ class Line:
         return answer
 
     def _received(self, answer: Answer) -> None:
-        number, failed, value = answer
+        number, value, failure = answer
         waiting = self._waiting.pop(number)
         if waiting.done():
             return  # its caller gave up
-        if failed:
-            waiting.set_exception(value)
-        else:
+        if failure is None:
             waiting.set_result(value)
+            return
+        try:
+            unpack(failure)
+        except Exception as error:  # what the host has raised
+            waiting.set_exception(error)
 
     def _lost(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -38,7 +38,6 @@ class ObjectHost(host.ObjectHost):
         self._stubs: RayBackend | None = None
         self._waking: asyncio.Task[None] | None = None
         self._locks: list[SlotLock] = []
-        self._door = Door(self.answer, self.wait)
         slots = cluster.settings.slots
         objects_dir = cluster.data_dir / "objects"
         if dedicated is None:
@@ -69,6 +68,7 @@ class ObjectHost(host.ObjectHost):
             code=code_of(cluster.classes),
             settings=cluster.settings,
         )
+        self._door = Door(name, self.answer, self.wait)
         self.inspector = Inspector(
             self,
             cluster.data_dir,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class ActorLink:
         self._was_retired = was_retired
         self._handle: ActorHandle | None = None
         self._line: Line | None = None
+        self._looking = asyncio.Lock()
         #: Or none that this process can reach. The next host of the name may have one.
         self._has_no_door = False
 
@@ -54,8 +56,11 @@ class ActorLink:
 
     async def _ask(self, asked: list[Call] | str, send: Callable[[ActorHandle], Awaitable[Any]]) -> Any:
         """Asks at the host's door, or else by Ray."""
-        if not self._has_no_door and (self._line is None or not self._line.is_usable):
-            await self._find_door()
+        if self._must_look_for_door():
+            # One after another: over two lines, batches could overtake each other.
+            async with self._looking:
+                if self._must_look_for_door():
+                    await self._find_door()
         line, handle = self._line, self._handle
         answer = None if line is None else line.ask(asked)
         if answer is None:
@@ -63,9 +68,13 @@ class ActorLink:
         try:
             return await answer
         except HostLost as lost:
-            if handle is not None and await self._was_retired(handle._actor_id.hex()):
+            # A ticket is for a call that was run.
+            if isinstance(asked, list) and handle is not None and await self._was_retired(handle._actor_id.hex()):
                 raise HostRetired from lost
             raise
+
+    def _must_look_for_door(self) -> bool:
+        return not self._has_no_door and (self._line is None or not self._line.is_usable)
 
     async def _find_door(self) -> None:
         try:
@@ -74,10 +83,6 @@ class ActorLink:
             raise HostRetired from lost  # what is to be sent was not
         line = await connect(self._name, self._door) if has_door else None
         if self._line is not None:
-            if self._line.is_usable:  # another batch has found it meanwhile
-                if line is not None:
-                    line.close()
-                return
             self._line.close()
         self._line, self._has_no_door = line, line is None
 
