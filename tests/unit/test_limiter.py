@@ -13,7 +13,9 @@ import pytest
 
 from actors import InvalidArgument, ObjectOverloaded, ObjectReset, TokenBucket
 from actors.bucket import Decision, Policy
+from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
+from actors.runtime.object_id import ObjectId
 from configs.limits import PolicyConfig, TenantLimits
 from deployments.client_name import CLIENT_CHARS_MAX, Requester
 from deployments.denials import Denials
@@ -23,6 +25,7 @@ from deployments.limit_counts import LimitCounts, Outcome
 from deployments.limiter import Limiter, Verdict, require_allowed
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota
+from deployments.strangers import AT_ONCE_MAX
 from tests.unit.handles import SCOPES, FailingObjects, tenant
 
 RESET = ObjectReset("TokenBucket/acme:all", "its host was lost")
@@ -378,3 +381,27 @@ async def test_as_many_clients_are_remembered_as_there_is_room_for(clock: Manual
     assert denials.answer("acme", "a", quota, 1) == denied
     denials.remember("acme", "d", quota, denied, denials.before_asking())
     assert [denials.answer("acme", client, quota, 1) for client in "abcd"] == [denied, None, denied, denied]
+
+
+async def test_few_new_clients_are_asked_for_at_once_and_as_many_known_ones_as_come(
+    objects: FailingObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, under_way, peaks = objects.send, 0, [0]
+
+    async def counted(object_id: ObjectId, call: Call) -> Reply:
+        nonlocal under_way
+        under_way += 1
+        peaks.append(max(under_way, peaks[-1]))
+        try:
+            await asyncio.sleep(0)
+            return await send(object_id, call)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(objects, "send", counted)
+    limiter = _clients(objects).limiter
+    crowd = [_requester(str(number)) for number in range(20)]
+    await asyncio.gather(*[_check(limiter, requester) for requester in crowd])
+    assert peaks[-1] == AT_ONCE_MAX
+    await asyncio.gather(*[_check(limiter, requester) for requester in crowd])
+    assert peaks[-1] == len(crowd)
