@@ -79,6 +79,8 @@ class Asker:
     first_s: float
     heard: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     ended_s: float = 0.0
+    #: Of the turn, as soon as its stream has begun.
+    path: str = ""
 
     @property
     def message(self) -> str:
@@ -87,11 +89,6 @@ class Asker:
     @property
     def text(self) -> str:
         return "".join(data["text"] for _, kind, data in self.heard if kind == "text.delta")
-
-    @property
-    def path(self) -> str:
-        told = self.heard[0][2]
-        return f"/chat/sessions/{told['session_id']}/turns/{told['turn_id']}"
 
     @property
     def max_tokens(self) -> int | None:
@@ -113,6 +110,8 @@ class Asker:
                     await asyncio.sleep(PAUSE_S)
                     return
                 source.response.raise_for_status()
+                if not self.path:
+                    self.path = source.response.headers["content-location"].removesuffix("/events")
                 async for event in source.aiter_sse():
                     if event.data:
                         self.heard.append((int(event.id), event.event, event.json()))
