@@ -27,7 +27,7 @@ FIRST_WAIT_S = 0.1
 #: each reader, on the cores that the model needs.
 FLUSH_EVERY_S = 0.08
 #: Between two batches of any answers of one process, on average.
-FLUSH_ANY_EVERY_S = 0.04
+FLUSH_ANY_EVERY_S = 0.06
 #: However many answers there are.
 FLUSH_PAUSE_MAX_S = 0.4
 #: Pieces that are not kept waiting.
