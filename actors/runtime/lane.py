@@ -12,12 +12,16 @@ from collections import deque
 from typing import Any, Protocol
 
 from actors.runtime.call import PENDING, Call, Reply
+from actors.runtime.errors import InvalidArgument
 
 #: One batch away keeps the host busy and the next one growing; a second starts only when much is waiting.
 BATCHES_AWAY_MAX = 2
 SECOND_BATCH_CALLS_MIN = 64
 BATCH_CALLS_MAX = 256
+#: A batch takes no more calls once their arguments have reached this.
 BATCH_BYTES_MAX = 8 * 1024 * 1024
+#: The arguments of one call. A host's own limit is lower; this one is for what lies between.
+CALL_BYTES_MAX = 64 * 1024 * 1024
 #: Calls that may wait in one lane. The host's own limits come first; this one is for a host that does not answer.
 LANE_CALLS_MAX = 20_000
 
@@ -48,7 +52,10 @@ class Lane:
         """
         Raises:
             HostLost, HostRetired, LaneFull: see `Link`.
+            InvalidArgument: the arguments are larger than any object takes.
         """
+        if (size_bytes := len(call[4])) > CALL_BYTES_MAX:
+            raise InvalidArgument("arguments", f"{size_bytes} bytes", f"must take at most {CALL_BYTES_MAX}")
         if len(self._waiting) >= LANE_CALLS_MAX:
             raise LaneFull
         loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from actors.runtime.backend_ray.door import REQUEST_BYTES_MAX, Door
+from actors.runtime.backend_ray.door import Door
 from actors.runtime.backend_ray.link import ActorLink, given
 from actors.runtime.call import RETURNED, Call, HostLost, HostRetired, Reply
 
@@ -159,18 +159,6 @@ async def test_calls_go_by_ray_where_there_is_no_way_to_a_door(
     host.has_door = has_door  # on another machine, perhaps
 
     assert await living.batch([CALL]) == [(RETURNED, b"by Ray")]
-
-
-async def test_a_batch_that_is_too_large_for_the_door_goes_by_ray(
-    living: ActorLink, host: LivingHost, tmp_path: Path
-) -> None:
-    door = Door("host-0", lambda calls: [(RETURNED, b"at the door")] * len(calls), _never)
-    door.open(tmp_path / "host.door")
-    large: Call = (*CALL[:4], bytes(REQUEST_BYTES_MAX), "", None)
-
-    assert await living.batch([large]) == [(RETURNED, b"by Ray")]
-    assert await living.batch([CALL]) == [(RETURNED, b"at the door")]
-    door.close()
 
 
 async def test_a_call_whose_host_ended_counts_as_lost_and_the_next_finds_its_successor(

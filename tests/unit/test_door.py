@@ -15,6 +15,7 @@ import pytest
 from actors.runtime.backend_ray.door import REQUEST_BYTES_MAX, Door, Line, connect, door_of
 from actors.runtime.call import RETURNED, Call, HostLost, HostRetired, Reply
 from actors.runtime.errors import ObjectFailed
+from actors.runtime.lane import BATCH_BYTES_MAX, CALL_BYTES_MAX
 from tests.conformance.support import ticks
 
 
@@ -23,11 +24,13 @@ class Host:
 
     def __init__(self) -> None:
         self.refusal: Exception | None = None
+        self.methods: list[list[str]] = []
         self.tickets: dict[str, asyncio.Future[Reply]] = {}
 
     def answer(self, calls: list[Call]) -> list[Reply]:
         if self.refusal is not None:
             raise self.refusal
+        self.methods.append([call[3] for call in calls])
         return [(RETURNED, call[3] + str(len(call[4]))) for call in calls]
 
     async def wait(self, ticket: str) -> Reply:
@@ -68,9 +71,7 @@ async def line(door: Door, path: Path) -> Line:
 
 
 async def ask(line: Line, asked: list[Call] | str) -> object:
-    answer = line.ask(asked)
-    assert answer is not None
-    return await answer
+    return await line.ask(asked)
 
 
 async def test_each_batch_gets_its_own_replies(line: Line) -> None:
@@ -125,9 +126,14 @@ async def test_an_answer_that_nobody_waits_for_any_more_disturbs_nobody(line: Li
     assert await ask(line, [call("next")]) == [(RETURNED, "next0")]
 
 
-async def test_too_large_a_batch_is_not_sent(line: Line) -> None:
-    assert line.ask([call("huge", REQUEST_BYTES_MAX)]) is None
-    assert await ask(line, [call("next")]) == [(RETURNED, "next0")]
+async def test_a_small_batch_does_not_overtake_the_largest_that_there_can_be(line: Line, host: Host) -> None:
+    largest = [call("a", BATCH_BYTES_MAX - 1), call("largest", CALL_BYTES_MAX)]
+
+    first, second = line.ask(largest), line.ask([call("next")])
+
+    assert await second == [(RETURNED, "next0")]
+    assert await first == [(RETURNED, f"a{BATCH_BYTES_MAX - 1}"), (RETURNED, f"largest{CALL_BYTES_MAX}")]
+    assert host.methods == [["a", "largest"], ["next"]]
 
 
 async def test_a_stranger_who_announces_too_much_is_shown_out(door: Door, path: Path) -> None:

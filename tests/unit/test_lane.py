@@ -8,10 +8,12 @@ import pytest
 
 from actors.runtime import lane as lane_module
 from actors.runtime.call import PENDING, RETURNED, Call, HostLost, Reply
+from actors.runtime.errors import InvalidArgument
 from actors.runtime.lane import (
     BATCH_BYTES_MAX,
     BATCH_CALLS_MAX,
     BATCHES_AWAY_MAX,
+    CALL_BYTES_MAX,
     SECOND_BATCH_CALLS_MIN,
     Lane,
     LaneFull,
@@ -85,6 +87,12 @@ async def test_calls_made_together_leave_together_and_in_order(lane: Lane, link:
     assert [each[3] for each in link.batches[0]] == [str(number) for number in range(100)]
     link.answer()
     assert [reply for _, reply in await asyncio.gather(*tasks)] == [str(number) for number in range(100)]
+
+
+async def test_a_call_that_no_object_takes_is_refused_before_it_leaves(lane: Lane, link: ScriptedLink) -> None:
+    with pytest.raises(InvalidArgument, match=f"arguments: must take at most {CALL_BYTES_MAX}"):
+        await lane.call(call("huge", CALL_BYTES_MAX + 1))
+    assert not link.batches
 
 
 async def test_calls_gather_while_a_batch_is_away(lane: Lane, link: ScriptedLink) -> None:

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from actors.runtime.call import Call, HostLost, Reply, raised, unpack
+from actors.runtime.lane import BATCH_BYTES_MAX, CALL_BYTES_MAX
 
 logger = logging.getLogger("mobula.objects")
 
-#: What one batch, or one call alone that is larger than batches are, may take. More goes by Ray, which shares memory.
-REQUEST_BYTES_MAX = 16 * 1024 * 1024
+#: What a batch may take, with as much again for what else than arguments its calls carry.
+REQUEST_BYTES_MAX = 2 * (BATCH_BYTES_MAX + CALL_BYTES_MAX)
 #: What the name of a Unix socket may have on any system.
 _PATH_BYTES_MAX = 103
 _BACKLOG = 128
@@ -268,8 +269,9 @@ class Line:
     def close(self) -> None:
         self._wire.close()
 
-    def ask(self, asked: list[Call] | str) -> Awaitable[Any] | None:
-        """Sends a batch of calls, or a ticket to wait with. None: it is too large, and was not sent.
+    def ask(self, asked: list[Call] | str) -> Awaitable[Any]:
+        """Sends a batch of calls, or a ticket to wait with, and gives what the host will answer. The sending is done
+        when it returns, so that batches arrive in the order in which they were asked.
 
         Raises:
             HostLost: the line broke before the answer came.
@@ -277,8 +279,6 @@ class Line:
         self._number += 1
         request: Request = self._number, asked
         packed = pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
-        if len(packed) > REQUEST_BYTES_MAX:
-            return None
         answer = self._waiting[self._number] = self._wire.loop.create_future()
         self._wire.send(packed)
         return answer

@@ -62,11 +62,10 @@ class ActorLink:
                 if self._must_look_for_door():
                     await self._find_door()
         line, handle = self._line, self._handle
-        answer = None if line is None else line.ask(asked)
-        if answer is None:
+        if line is None:
             return await self._send(send)
         try:
-            return await answer
+            return await line.ask(asked)
         except HostLost as lost:
             # A ticket is for a call that was run.
             if isinstance(asked, list) and handle is not None and await self._was_retired(handle._actor_id.hex()):
