@@ -63,8 +63,18 @@ class ChatSession(SessionTurns):
         metadata: dict[str, str] | None = None,
         ttl_s: float | None = None,
         messages_max: int = MESSAGES_MAX_DEFAULT,
+        is_listed: bool = True,
     ) -> SessionMetadata:
         """Makes the session; one that exists is left as it is and returned, and one that expired gives way.
+
+        Args:
+            user_id: whose it is; the client's own name for the user.
+            title: shown in listings.
+            metadata: the client's own.
+            ttl_s: how long it lasts without being used.
+            messages_max: of more, the oldest leave.
+            is_listed: its entry is in the directory. Else it makes one after a while, if nobody did meanwhile: for a
+                caller who enters it afterwards, and may be lost before.
 
         Raises:
             InvalidArgument: the time to live or the number of messages is not above 0.
@@ -79,14 +89,18 @@ class ChatSession(SessionTurns):
             self._messages.clear()
             self._row.remove()
             self._turns.forget()
-        self._row.make(Settings(user_id, title, metadata or {}, ttl_s, messages_max))
+        settings = Settings(user_id, title, metadata or {}, ttl_s, messages_max)
+        self._row.make(settings, is_listed=is_listed)
         self._plan()
         return self.metadata()
 
     @idempotent
     def open(self, new: NewTurn, runner: str, **settings: Any) -> Opened:
-        """Makes the session, as `create` does with `settings`, with a turn that `begin` enters: one commit for both."""
-        made = self.create(**settings)
+        """Makes the session, as `create` does with `settings`, with a turn that `begin` enters: one commit for both.
+
+        The caller enters it into the directory when it is made: nobody is to wait for an answer longer than it takes.
+        """
+        made = self.create(**settings, is_listed=False)
         return {"session": made, "begun": self.begin(new, runner)}
 
     @read
@@ -228,14 +242,13 @@ class ChatSession(SessionTurns):
         """Ends the session if it has expired; else does what is due for its turns."""
         if not self._row.exists():
             return
-        directory = self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME)
         if self._row.is_over():
             self._turns.end_all()
             if not await self._tell_usage():
                 self.storage.set_alarm(self.clock.now() + AGAIN_AFTER_S)
                 return
             # The entry goes first: with the session gone, there would be no alarm to try it again.
-            await directory.remove(self.id.name)
+            await self._directory().remove(self.id.name)
             self._remove()
             return
         if self._copy.is_under_way():
@@ -250,10 +263,28 @@ class ChatSession(SessionTurns):
             if self._turns.recovery.look_after(*due):
                 await self._offer(due[0])
         await self._tell_usage()
+        was_listed = self._row.is_listed()
+        if not was_listed:
+            await self._enlist()
         self._plan()
         # Alarms that come for turns alone are many.
-        if not self._row.is_over() and (before["expires_at"] is not None or self._row.metadata() != before):
-            await directory.put(self._row.metadata())
+        is_news = before["expires_at"] is not None or self._row.metadata() != before
+        if was_listed and is_news and not self._row.is_over():
+            await self._directory().put(self._row.metadata())
+
+    def _directory(self) -> Any:
+        return self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME)
+
+    async def _enlist(self) -> None:
+        """Makes the entry in the directory, where whoever made the session may have been lost before that."""
+        try:
+            await self._directory().put(self._row.metadata())
+        except DurableError as error:
+            # Turns must not wait for it.
+            self.logger.warning("the session could not be listed: %s", error)
+            self._row.enlist_at(self.clock.now() + AGAIN_AFTER_S)
+        else:
+            self._row.enlist_at(None)
 
     async def _offer(self, turn_id: str) -> None:
         queue = self.objects.namespace(TurnQueue).get(QUEUE_TENANT, QUEUE_NAME)

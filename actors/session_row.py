@@ -13,6 +13,11 @@ from actors.directory import SessionMetadata
 from actors.message_log import MessageLog
 from actors.runtime import Clock, ObjectId, ObjectNotFound, Storage
 from actors.session_views import SessionUsage, Shown
+from actors.turn import LEASE_S
+
+#: One that was made before its entry in the listing makes that entry itself, should nobody else have: with the first
+#: look after its turn.
+LISTED_WITHIN_S = LEASE_S
 
 
 class Settings(NamedTuple):
@@ -44,6 +49,11 @@ class SessionRow:
         rows = self._sql("SELECT last_active_at + ttl_s FROM session")
         return float(rows[0][0]) if rows and rows[0][0] is not None else None
 
+    def next_due_at(self) -> float | None:
+        """When it expires, or makes its entry in the listing."""
+        rows = self._sql("SELECT last_active_at + ttl_s, enlist_at FROM session")
+        return min((float(time) for row in rows for time in row if time is not None), default=None)
+
     def is_over(self) -> bool:
         expires_at = self.expires_at()
         return expires_at is not None and self._clock.now() >= expires_at
@@ -59,12 +69,13 @@ class SessionRow:
 
     # -- making and changing it
 
-    def make(self, settings: Settings) -> None:
+    def make(self, settings: Settings, *, is_listed: bool) -> None:
         """One that is there is left as it is."""
         now = self._clock.now()
         self._sql(
-            "INSERT INTO session (only, user_id, title, metadata, created_at, last_active_at, ttl_s, messages_max)"
-            " VALUES (1, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO session"
+            " (only, user_id, title, metadata, created_at, last_active_at, ttl_s, messages_max, enlist_at)"
+            " VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             settings.user_id,
             settings.title,
             json.dumps(settings.metadata),
@@ -72,7 +83,15 @@ class SessionRow:
             now,
             settings.ttl_s,
             settings.messages_max,
+            None if is_listed else now + LISTED_WITHIN_S,
         )
+
+    def is_listed(self) -> bool:
+        """It has no entry in the listing to make."""
+        return self._sql("SELECT enlist_at FROM session") == [(None,)]
+
+    def enlist_at(self, time: float | None) -> None:
+        self._sql("UPDATE session SET enlist_at = ?", time)
 
     def update(self, changes: dict[str, Any]) -> None:
         """Changes `title` and `metadata` where `changes` names them; None clears."""

@@ -78,3 +78,9 @@ def keep_usage_of_attempts(database: Database) -> None:
 def keep_what_leads_to_questions(database: Database) -> None:
     # Messages that come into the history with a turn's question, in front of it.
     database.execute("ALTER TABLE turn ADD COLUMN leading TEXT")
+
+
+@migrations()
+def keep_when_to_enlist(database: Database) -> None:
+    # When it makes its own entry in the directory; none where it has one.
+    database.execute("ALTER TABLE session ADD COLUMN enlist_at REAL")

@@ -210,7 +210,7 @@ class SessionTurns(DurableObject):
 
     def _plan(self) -> None:
         """Has the alarm come for whatever is due first. One that comes too early is set anew then."""
-        all_times = (self._row.expires_at(), self._turns.rows.next_due_at(), self._outbox.next_due_at())
+        all_times = (self._row.next_due_at(), self._turns.rows.next_due_at(), self._outbox.next_due_at())
         times = [time for time in all_times if time is not None]
         set_for = self.storage.get_alarm()
         if times and (set_for is None or min(times) < set_for):

@@ -102,7 +102,7 @@ class Chat:
         if listed is not None:
             try:
                 await self._sessions.enlist(question.tenant, listed)
-            except DurableError as error:  # there is an entry, and more is told of the session with its answer
+            except DurableError as error:  # the session will see to it
                 logger.warning("tenant=%s listing lags behind: %s", question.tenant, error)
         return Asked(session_id=session_id, turn_id=begun["turn"]["id"], joined=begun["joined"])
 

@@ -2,7 +2,8 @@
 
 A session is a `ChatSession` object, and an entry in its tenant's `Directory`. The entry is made before the session and
 removed after it, so that a crash between the two leaves an entry that can be deleted, and never data that no one sees.
-One that expires removes both by itself.
+One that begins with a question is made first, and makes the entry itself if a crash kept it from being made. One that
+expires removes both by itself.
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ class Sessions:
     async def open(
         self, tenant: str, new: NewTurn, runner: str, *, session_id: str | None, user_id: str | None
     ) -> Opened:
-        """The same for a session that begins with a question; `enlist` has the listing show it as it is."""
-        settings = self._new(tenant, user_id=user_id)
-        session = await self._enter(tenant, session_id or self.new_id(), settings)
-        opened: Opened = await session.open(new, runner, **settings)
+        """The same for a session that begins with a question. It is listed only when `enlist` is called with it, or
+        when it has seen after a while that it is not."""
+        session = self._sessions.get(tenant, session_id or self.new_id())
+        opened: Opened = await session.open(new, runner, **self._new(tenant, user_id=user_id))
         return opened
 
     def _new(
