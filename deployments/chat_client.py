@@ -3,8 +3,10 @@
 Promise: `ChatClient.stream` yields the answer's text as it arrives, then the calls of tools, each when it is whole, and
 ends with exactly one `Finished`, or raises a `ModelError`. It never waits longer than the request's `timeout_s`, never
 reads more than `ANSWER_BYTES_MAX`, follows no redirect, and closes the connection when the caller stops listening, so
-that the server stops generating too. Nothing that the `openai` package finds in environment variables of its own is
-sent: one tenant's server never sees the key or the organisation meant for another's.
+that the server stops generating too. A server is sent nothing but the request and its own key.
+
+The `openai` package would do this too, for a millisecond more before the first word; it describes each field of what a
+server sends, which no server has to keep to.
 
 Nothing is retried here: who retries decides that by the error's `retryable`.
 """
@@ -18,19 +20,16 @@ import itertools
 import json
 import re
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx2
-import openai
 
 from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
 from deployments.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable
 from deployments.tool_call_pieces import ToolCallPieces, arguments_of, clean, field_of
 
-MAX_CLIENTS = 64  # (server, key) pairs remembered; one costs a few kilobytes, all share one pool of connections
 MAX_CONNECTIONS = 256
 ANSWER_BYTES_MAX = 32 * 1024 * 1024  # about 100,000 tokens as server-sent events, more than any model here is asked for
 PROBLEM_CHARS_MAX = 300
@@ -38,14 +37,14 @@ DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
 NO_TOKEN = -1
+#: What is behind the last event of a stream.
+_LAST = "[DONE]"
+_WORDS_LOOKED_AT_MAX = 2_000
 #: For vLLM and its like. llama.cpp goes on from a last message of the assistant by itself, and takes these too.
 _CONTINUING = {"add_generation_prompt": False, "continue_final_message": True}
 _CONTEXT_CODES = frozenset({ModelRefused.CONTEXT_LENGTH, "exceed_context_size_error"})
-# All else that the package would send tells of this machine, or comes from environment variables of its own.
-_SENT_HEADERS = frozenset(
-    {"accept", "authorization", "connection", "content-length", "content-type", "host", "user-agent"}
-)
 _BUSY_STATUSES = frozenset({408, 409, 425, 429})
+_KEY_STATUSES = frozenset({401, 403})
 # A server or a model that can't take tools says so in words of its own, with 400, 404, 422 and even 500.
 _OF_TOOLS = re.compile(r"\btools?\b|\btool[_ -](?:choice|call|use)|\bfunction[_ -]?call", re.IGNORECASE)
 _NOT_TAKEN = re.compile(
@@ -80,9 +79,9 @@ class ChatClient:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=30),
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),  # the rest is bounded by each request's deadline
-            event_hooks={"request": [_only_known_headers], "response": [_bound_body]},
+            headers={"accept-encoding": "identity", "user-agent": "mobula"},
+            event_hooks={"response": [_bound_body]},
         )
-        self._clients: OrderedDict[tuple[str, str | None, str | None], openai.AsyncOpenAI] = OrderedDict()
 
     async def stream(
         self, request: ChatRequest, *, base_url: str, model: str, api_key: str | None = None
@@ -96,26 +95,40 @@ class ChatClient:
             api_key: The key itself, for a server that this process started; goes before `api_key_env`.
         """
         deadline = asyncio.get_running_loop().time() + request.timeout_s
-        client = self._client(base_url, request.api_key_env, api_key)
-        with self._our_errors(request):
+        key = api_key or self._key(request.api_key_env)
+        asked = self._http.build_request(
+            "POST",
+            f"{base_url.rstrip('/')}/chat/completions",
+            content=json.dumps(_body(request, model)).encode(),
+            headers={
+                "accept": "text/event-stream",
+                "content-type": "application/json",
+                "connection": _connection(base_url),
+                **({"authorization": f"Bearer {key}"} if key else {}),
+            },
+        )
+        with _our_errors(request):
             async with asyncio.timeout_at(deadline):
-                # Not `chat.completions.create`: it looks at each field of the request and of each piece of the answer
-                # as the package describes them, which no server has to keep to, and takes most of a piece's time.
-                chunks = await client.post(
-                    "/chat/completions",
-                    body=_body(request, model),
-                    cast_to=object,
-                    stream=True,
-                    stream_cls=openai.AsyncStream[object],
-                )
-        answer = _Answer(request)
+                response = await self._http.send(asked, stream=True)
         try:
-            while True:
-                with self._our_errors(request):
+            if not response.is_success:
+                with _our_errors(request):
                     async with asyncio.timeout_at(deadline):
-                        chunk = await anext(chunks, None)
-                if chunk is None:
-                    break
+                        await response.aread()
+                raise self._refusal(request, response)
+            # Whatever it calls what it sends: events were asked for.
+            response.headers["content-type"] = "text/event-stream"
+            events = aiter(httpx2.EventSource(response, ANSWER_BYTES_MAX))
+            answer = _Answer(request)
+            while True:
+                with _our_errors(request):
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events, None)
+                    if event is None or event.data.startswith(_LAST):
+                        break
+                    chunk = json.loads(event.data)
+                if error := field_of(chunk, "error"):
+                    raise _from_event(request, ServerError.of(error))
                 text = answer.take(chunk)
                 if text:
                     yield TextDelta(text=text)
@@ -126,7 +139,7 @@ class ChatClient:
         finally:
             # Reached as well when the caller closes this generator or is cancelled: closing the response is what
             # tells the server to stop.
-            await chunks.close()
+            await response.aclose()
 
     async def count_tokens(self, texts: Sequence[str], *, url: str, api_key: str, timeout_s: float) -> list[int]:
         """The tokens of each text, by llama.cpp's `/tokenize`.
@@ -161,59 +174,31 @@ class ChatClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    def _client(self, base_url: str, api_key_env: str | None, api_key: str | None) -> openai.AsyncOpenAI:
-        cache_key = (base_url, api_key_env, api_key)
-        client = self._clients.get(cache_key)
-        if client is None:
-            if api_key is None and api_key_env is not None:
-                api_key = self._environ.get(api_key_env, "").strip()
-                if not api_key:
-                    raise ModelRefused(f"the environment variable {api_key_env} holds no key for the model's server")
-            client = openai.AsyncOpenAI(
-                base_url=base_url,
-                # A key is always given, and twice: else the package would send what OPENAI_API_KEY or
-                # OPENAI_CUSTOM_HEADERS hold to whatever server this is.
-                api_key=api_key or "none",
-                default_headers={"Authorization": f"Bearer {api_key or 'none'}"},
-                max_retries=0,
-                http_client=self._http,
-            )
-            self._clients[cache_key] = client
-            if len(self._clients) > MAX_CLIENTS:
-                self._clients.popitem(last=False)  # it owns no connection: those are in the shared pool
-        self._clients.move_to_end(cache_key)
-        return client
+    def _key(self, name: str | None) -> str | None:
+        """A server's key.
 
-    @contextlib.contextmanager
-    def _our_errors(self, request: ChatRequest) -> Iterator[None]:
-        # `from None`: the package's errors hold the request, and with it the key.
-        try:
-            yield
-        except (TimeoutError, openai.APITimeoutError):
-            raise ModelTimeout(request.timeout_s) from None
-        except openai.APIConnectionError as error:
-            raise ModelUnavailable(f"no connection ({_cause(error)})", DEFAULT_RETRY_AFTER_S) from None
-        except openai.APIError as error:
-            if request.tools and (refusal := _refusal_of_tools(error)):
-                raise refusal from None
-            if isinstance(error, openai.APIStatusError):
-                raise self._from_status(error) from None
-            raise _from_event(error) from None
-        except httpx2.HTTPError as error:
-            raise ModelUnavailable(f"no connection ({type(error).__name__})", DEFAULT_RETRY_AFTER_S) from None
-        except (ValueError, TypeError, AttributeError):
-            # What the package raises, from deep inside, for a stream that is not JSON or not of the protocol's shape.
-            raise ModelUnavailable("the server sent something that is no answer", DEFAULT_RETRY_AFTER_S) from None
+        Raises:
+            ModelRefused: there is none where it should be.
+        """
+        if name is None:
+            return None
+        key = self._environ.get(name, "").strip()
+        if not key:
+            raise ModelRefused(f"the environment variable {name} holds no key for the model's server")
+        return key
 
-    def _from_status(self, error: openai.APIStatusError) -> ModelError:
-        status = error.status_code
+    def _refusal(self, request: ChatRequest, response: httpx2.Response) -> ModelError:
+        """What an answer means that is none."""
+        status, error = response.status_code, ServerError.read(response)
+        if status not in _BUSY_STATUSES | _KEY_STATUSES and (refusal := _refusal_of_tools(request, error)):
+            return refusal
         if status >= 500 or status in _BUSY_STATUSES:
-            return ModelUnavailable(f"the server answered {status}", self._retry_after_s(error.response.headers))
-        if status in (401, 403):
+            return ModelUnavailable(f"the server answered {status}", self._retry_after_s(response.headers))
+        if status in _KEY_STATUSES:
             return ModelRefused(f"the server refused the key ({status})")  # its own words may quote the key
         if status < 400:
             return ModelRefused(f"the server answered {status}, and redirects are not followed")
-        return _refused(error)
+        return error.refused()
 
     def _retry_after_s(self, headers: httpx2.Headers) -> float:
         value = headers.get("retry-after", "").strip()
@@ -226,6 +211,42 @@ class ChatClient:
                 return DEFAULT_RETRY_AFTER_S
         # Written so that not-a-number ends at the default.
         return min(seconds, MAX_RETRY_AFTER_S) if seconds >= 0 else DEFAULT_RETRY_AFTER_S
+
+
+class ServerError(NamedTuple):
+    """What a server says went wrong, in the fields that most of them use."""
+
+    words: str
+    code: str | None
+    type: str | None
+
+    @classmethod
+    def of(cls, error: object) -> ServerError:
+        """Of the value of `error`, which nobody has checked."""
+        words, code, error_type = (field_of(error, name) for name in ("message", "code", "type"))
+        return cls(
+            words if isinstance(words, str) and words else str(error),
+            code if isinstance(code, str) else None,
+            error_type if isinstance(error_type, str) else None,
+        )
+
+    @classmethod
+    def read(cls, response: httpx2.Response) -> ServerError:
+        """Of a response that was read: JSON with `error`, or any text."""
+        try:
+            body: object = response.json()
+        except ValueError:
+            body = response.text
+        return cls.of(field_of(body, "error") or body)
+
+    @property
+    def is_too_long(self) -> bool:
+        return self.code in _CONTEXT_CODES or self.type in _CONTEXT_CODES
+
+    def refused(self) -> ModelRefused:
+        return ModelRefused(
+            _plain(self.words), ModelRefused.CONTEXT_LENGTH if self.is_too_long else self.code or self.type
+        )
 
 
 class _Answer:
@@ -296,14 +317,23 @@ class _BoundedBody(httpx2.AsyncByteStream):
         await self._body.aclose()
 
 
-async def _only_known_headers(request: httpx2.Request) -> None:
-    for name in request.headers.keys() - _SENT_HEADERS:
-        del request.headers[name]
-    request.headers["accept-encoding"] = "identity"
-    if request.url.scheme == "http":
-        # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS
-        # a new one costs next to nothing.
-        request.headers["connection"] = "close"
+def _connection(base_url: str) -> str:
+    # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS a
+    # new one costs next to nothing.
+    return "close" if base_url.startswith("http:") else "keep-alive"
+
+
+@contextlib.contextmanager
+def _our_errors(request: ChatRequest) -> Iterator[None]:
+    # `from None`: the package's errors hold the request, and with it the key.
+    try:
+        yield
+    except TimeoutError:
+        raise ModelTimeout(request.timeout_s) from None
+    except httpx2.HTTPError as error:
+        raise ModelUnavailable(f"no connection ({type(error).__name__})", DEFAULT_RETRY_AFTER_S) from None
+    except (ValueError, RecursionError):
+        raise ModelUnavailable("the server sent something that is no answer", DEFAULT_RETRY_AFTER_S) from None
 
 
 async def _bound_body(response: httpx2.Response) -> None:
@@ -368,34 +398,21 @@ def _texts_of(message: ChatMessage) -> Iterator[str]:
         yield call.arguments
 
 
-def _refusal_of_tools(error: openai.APIError) -> ModelRefused | None:
+def _refusal_of_tools(request: ChatRequest, error: ServerError) -> ModelRefused | None:
     """The error of a server that can't take tools, if it is that."""
-    if isinstance(error, openai.APIStatusError) and error.status_code in (_BUSY_STATUSES | {401, 403}):
+    words = error.words[:_WORDS_LOOKED_AT_MAX]
+    if not request.tools or not (_OF_TOOLS.search(words) and _NOT_TAKEN.search(words)):
         return None
-    words = error.message[:2_000]
-    if not (_OF_TOOLS.search(words) and _NOT_TAKEN.search(words)):
-        return None
-    return ModelRefused(f"the server takes no tools: {_words_of(error)}", ModelRefused.TOOLS)
+    return ModelRefused(f"the server takes no tools: {_plain(words)}", ModelRefused.TOOLS)
 
 
-def _from_event(error: openai.APIError) -> ModelError:
+def _from_event(request: ChatRequest, error: ServerError) -> ModelError:
     """An error that a server reports inside a stream it had begun with 200."""
-    if error.code in _CONTEXT_CODES or error.type in _CONTEXT_CODES or error.type == "invalid_request_error":
-        return _refused(error)
-    return ModelUnavailable(_plain(error.message), DEFAULT_RETRY_AFTER_S)
-
-
-def _refused(error: openai.APIError) -> ModelRefused:
-    too_long = error.code in _CONTEXT_CODES or error.type in _CONTEXT_CODES
-    return ModelRefused(_words_of(error), ModelRefused.CONTEXT_LENGTH if too_long else error.code or error.type)
-
-
-def _words_of(error: openai.APIError) -> str:
-    return _plain(re.sub(r"^Error code: \d+ - ", "", error.message))
-
-
-def _cause(error: openai.APIConnectionError) -> str:
-    return type(error.__cause__ or error).__name__
+    if refusal := _refusal_of_tools(request, error):
+        return refusal
+    if error.is_too_long or error.type == "invalid_request_error":
+        return error.refused()
+    return ModelUnavailable(_plain(error.words), DEFAULT_RETRY_AFTER_S)
 
 
 def _plain(problem: str) -> str:
