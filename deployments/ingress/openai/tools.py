@@ -59,6 +59,8 @@ ToolChoiceWord = Literal["none", "auto", "required"]
 def checked(specs: Sequence[ToolSpec], choice: str | None) -> tuple[tuple[ToolSpec, ...], str | None]:
     """The tools, and which is to be called, as a model is asked.
 
+    `none` stays where there are none: the service may have tools of its own.
+
     Raises:
         Refused: they do not go together.
     """
@@ -70,7 +72,7 @@ def checked(specs: Sequence[ToolSpec], choice: str | None) -> tuple[tuple[ToolSp
     if not specs:
         if choice not in (None, "none", "auto"):
             raise Refused("tool_choice: there are no tools", "tool_choice")
-        return (), None
+        return (), "none" if choice == "none" else None
     if choice is not None and choice not in _CHOICES and choice not in names:
         raise Refused("tool_choice: there is no such tool", "tool_choice")
     return tuple(specs), choice

@@ -314,11 +314,11 @@ async def test_a_model_that_the_tenant_does_not_have_is_not_found(client: openai
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
 
 
-async def test_a_session_takes_no_tools_and_no_other_last_message(client: openai.AsyncOpenAI, lab: Lab) -> None:
+async def test_a_session_is_asked_with_the_users_last_message_alone(client: openai.AsyncOpenAI, lab: Lab) -> None:
     session_id = await lab.talk.new_session()
     for more in (
-        {"tools": TOOLS},
         {"messages": [{"role": "assistant", "content": "x"}]},
+        {"messages": [{"role": "user", "content": ""}]},
         {"messages": [{"role": "user", "content": "x" * 101}]},
     ):
         with pytest.raises(openai.BadRequestError):
