@@ -119,6 +119,7 @@ def _question(services: Services, tenant: str, body: NewQuestion) -> Question:
         top_k=body.top_k,
         max_tokens=body.max_tokens,
         temperature=body.temperature,
+        options=body.options,
     )
 
 

@@ -122,6 +122,19 @@ async def test_an_answer_can_be_had_as_one_json(client: httpx.AsyncClient) -> No
     assert answer["usage"] == {"input_tokens": 11, "output_tokens": 2, "total_tokens": 13, "estimated": False}
 
 
+@pytest.mark.parametrize("is_use_chats", [False, True])
+async def test_how_an_answer_is_to_be_made_reaches_the_model(
+    client: httpx.AsyncClient, served: Served, is_use_chats: bool
+) -> None:
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Why?"}]}
+    asked: dict[str, Any] = {"id": "c1", "messages": [message]} if is_use_chats else {"message": "Why?"}
+    response = await client.post("/chat", json={**asked, "top_p": 0.25, "temperature": 0.5})
+    assert response.status_code == 200
+    (request,) = served.model.requests
+    assert (request.options.given(), request.temperature) == ({"top_p": 0.25}, 0.5)
+    assert fields(await client.post("/chat", json={**asked, "top_p": 2})) == ["top_p"]
+
+
 async def test_an_answer_that_broke_off_is_told_as_such(client: httpx.AsyncClient, served: Served) -> None:
     served.model.failure = ModelRefused("no", "filtered")
     answer = await whole(client)

@@ -73,5 +73,7 @@ async def ask_in_session(
 
     if key is None:
         return Asked(**(await work(new_turn_id())).content, joined=False)
-    outcome = await outcome_soon(request, tenant, key, payload, plan=new_turn_id(), work=work)
+    # Names a request within its session, as a key does that the session itself keeps.
+    named = f"{key} in {session_id}"
+    outcome = await outcome_soon(request, tenant, named, payload, plan=new_turn_id(), work=work)
     return Asked(**outcome.content, joined=outcome.replayed)

@@ -21,17 +21,18 @@ from actors.turn import TurnEvent
 from deployments.chat_request import ModelOptions, ToolSpec
 from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import PING_EVERY_S
-from deployments.ingress.fields import Body, Text, TopK
+from deployments.ingress.fields import Body, Text, TopK, TopP
 from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey
 from deployments.ingress.openai import shapes
 from deployments.ingress.openai.completion import Completion, new_completion_id
 from deployments.ingress.openai.completion_turn import ask_in_session
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
+from deployments.ingress.openai.errors import Refused
 from deployments.ingress.openai.formats import CompletionFormat
 from deployments.ingress.openai.messages import Messages, for_model, for_session
 from deployments.ingress.openai.models import required
-from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, Penalty, Seed, Stop, TopP
-from deployments.ingress.openai.tools import TOOLS_MAX, FunctionChoice, FunctionTool, ToolChoiceWord, checked
+from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, Penalty, Seed, Stop
+from deployments.ingress.openai.tools import TOOLS_MAX, FunctionChoice, FunctionTool, ToolChoiceWord, checked, word_or
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.keyring import Principal
@@ -55,7 +56,7 @@ class NewCompletion(Body):
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX)] | None = None
-    tool_choice: ToolChoiceWord | FunctionChoice | None = None
+    tool_choice: Annotated[ToolChoiceWord | FunctionChoice | None, word_or(FunctionChoice)] = None
     metadata: Metadata | None = Field(
         default=None, description="`session_id`: a session to ask in; `retrieve`: `true` looks for passages first"
     )
@@ -114,11 +115,17 @@ class NewCompletion(Body):
         choice = self.tool_choice.function.name if isinstance(self.tool_choice, FunctionChoice) else self.tool_choice
         return checked([tool.function.spec() for tool in self.tools or ()], choice)
 
-    @property
     def is_to_retrieve(self) -> bool:
+        """
+        Raises:
+            Refused: nobody can say.
+        """
         if self.retrieve is not None:
             return self.retrieve
-        return (self.metadata or {}).get("retrieve", "false").lower() == "true"
+        wanted = (self.metadata or {}).get("retrieve", "false").lower()
+        if wanted not in ("true", "false"):
+            raise Refused("metadata.retrieve: must be 'true' or 'false'", "metadata.retrieve")
+        return wanted == "true"
 
 
 @router.post(
@@ -171,7 +178,7 @@ async def _directly(services: Services, caller: Principal, body: NewCompletion, 
             max_tokens=body.tokens_max,
             temperature=body.temperature,
             options=body.options,
-            retrieve=body.is_to_retrieve,
+            retrieve=body.is_to_retrieve(),
             top_k=body.top_k,
             asker=asker,
         ),
@@ -185,7 +192,7 @@ def _question(tenant: str, body: NewCompletion) -> Question:
         tenant=tenant,
         message=None,
         user_id=body.user or None,
-        retrieve=body.is_to_retrieve,
+        retrieve=body.is_to_retrieve(),
         top_k=body.top_k,
         max_tokens=body.tokens_max,
         temperature=body.temperature,

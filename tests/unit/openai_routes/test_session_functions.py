@@ -208,6 +208,17 @@ async def test_a_request_with_a_key_answers_a_call_once(session: Session, lab: L
     assert await roles(lab, session) == ["user", "assistant", "tool", "assistant"]
 
 
+async def test_a_key_names_a_request_of_one_session(client: openai.AsyncOpenAI, session: Session, lab: Lab) -> None:
+    other = Session(client, await lab.talk.new_session())
+    for one in (session, other):
+        await calling(one, lab, CALL, key="k1")
+        await one.ask(result(text=one.id), key="k2")
+    assert [messages[-2] for messages in [await lab.talk.said(one.id) for one in (session, other)]] == [
+        ("tool", session.id),
+        ("tool", other.id),
+    ]
+
+
 async def test_results_do_not_wait_behind_another_answer(session: Session, lab: Lab) -> None:
     await calling(session, lab, CALL)
     answers = await asyncio.gather(
