@@ -355,6 +355,23 @@ async def test_events_that_are_no_longer_kept_are_gone(client: httpx.AsyncClient
     assert (await client.get(turn_path(answer))).json()["status"] == "completed"
 
 
+async def test_a_request_that_comes_again_is_answered_as_long_as_its_answer_is_there(
+    client: httpx.AsyncClient, served: Served
+) -> None:
+    body = {"message": "Why?", "request_id": "r1"}
+    first = (await client.post("/chat", json={**body, "stream": False})).json()
+    served.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(served.talk.objects, served.talk.clock)
+    again = await client.post("/chat", json={**body, "stream": False})
+    assert (again.json(), again.headers["idempotent-replayed"]) == (first, "true")
+    kinds = [line for line in (await client.post("/chat", json=body)).text.splitlines() if line.startswith("event:")]
+    told = ["turn.created", "sources", "text.delta", "turn.completed"]
+    assert kinds == [f"event: {kind}" for kind in told]
+    assert len(served.model.requests) == 1
+    await served.talk.sessions.get("acme", first["session_id"]).remove(first["message_id"])
+    problem(await client.post("/chat", json={**body, "stream": False}), 410)
+
+
 async def test_a_turn_is_stopped_once_and_stays_as_it_is(client: httpx.AsyncClient, served: Served) -> None:
     served.model.stalls_at = 1
     asking = asyncio.create_task(whole(client))

@@ -36,11 +36,12 @@ from deployments.ingress.openai.ids import response_id, session_of, turn_of
 from deployments.ingress.openai.models import required
 from deployments.ingress.openai.response_events import ResponseEvents
 from deployments.ingress.openai.response_request import NewResponse
-from deployments.ingress.openai.response_shape import begun, blank, ended, events_of
+from deployments.ingress.openai.response_shape import begun, blank, ended
 from deployments.ingress.openai.tools import checked
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.question import Asked, Question, new_turn_id
+from deployments.retelling import retold
 
 router = APIRouter(route_class=guarded_by("chat", "chat"), prefix="/v1/responses", tags=["OpenAI: responses"])
 kept = APIRouter(route_class=guarded_by("chat", "turns"), prefix="/v1/responses", tags=["OpenAI: responses"])
@@ -174,7 +175,7 @@ async def _now(
     """The response as it is, without waiting for what comes."""
     turn = answered["turn"]
     if turn["status"] in FINAL:
-        for event in events_of(answered):
+        for event in retold(session_id, answered):
             told.take(event)
         return ended(told.response(), turn)
     for event in await services.turns.so_far(tenant, session_id, turn["id"]):
