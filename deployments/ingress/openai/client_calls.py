@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from actors.message import FOR_CLIENT, Message, NewMessage
 from actors.turn import FINAL, ClientCall, TurnInfo
+from deployments.errors import TurnConflict
 from deployments.ingress.openai import items
 from deployments.ingress.openai.errors import Refused
 from deployments.ingress.openai.tools import TOOLS_MAX
@@ -63,6 +64,20 @@ async def waiting_in(services: Services, tenant: str, session_id: str, turn_id: 
 def _is_result(messages: Sequence[Message]) -> bool:
     """They end with what came of a call, and with no answer to it."""
     return bool(messages) and messages[-1]["role"] == "tool" and FOR_CLIENT in (messages[-1]["data"] or {})
+
+
+async def turn_to_follow(services: Services, tenant: str, session_id: str, turn_id: str) -> str | None:
+    """The turn that one with results has to come right behind, None if it is to be the session's first.
+
+    Raises:
+        TurnConflict: an answer is under way; behind it the results would be of calls that wait no more.
+    """
+    newest = await newest_turn(services, tenant, session_id)
+    if newest is None:
+        return None
+    if newest["id"] != turn_id and newest["status"] not in FINAL:
+        raise TurnConflict
+    return newest["id"]
 
 
 async def newest_turn(services: Services, tenant: str, session_id: str) -> TurnInfo | None:

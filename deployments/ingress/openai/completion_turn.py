@@ -13,13 +13,11 @@ from typing import Any
 from fastapi import Request
 
 from actors.message import NewMessage
-from actors.turn import FINAL
-from deployments.errors import TurnConflict
 from deployments.idempotency import Outcome
 from deployments.ingress.access import asker_of
 from deployments.ingress.chat import ask, begin
 from deployments.ingress.idempotency import outcome_soon
-from deployments.ingress.openai.client_calls import beginning, newest_turn, waiting_in
+from deployments.ingress.openai.client_calls import beginning, turn_to_follow, waiting_in
 from deployments.ingress.services import services_of
 from deployments.question import Asked, Question, new_turn_id
 
@@ -45,12 +43,7 @@ async def ask_in_session(
         return await ask(request, replace(question, message=given[0]["content"], session_id=session_id), key)
 
     async def work(turn_id: str) -> Outcome:
-        follows: str | None = None
-        if brings_results:
-            newest = await newest_turn(services, tenant, session_id)
-            if newest is not None and newest["id"] != turn_id and newest["status"] not in FINAL:
-                raise TurnConflict  # behind it, the results would be of calls that wait no more
-            follows = None if newest is None else newest["id"]
+        follows = await turn_to_follow(services, tenant, session_id, turn_id) if brings_results else None
         waiting = await waiting_in(services, tenant, session_id, turn_id)
         # In front of the user's message, what does not wait was said before, and is in the session.
         taken = [one for one in given if brings_results or one.get("data", {}).get("tool_call_id") in (None, *waiting)]

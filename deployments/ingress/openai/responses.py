@@ -28,7 +28,7 @@ from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import PING_EVERY_S
 from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey, outcome_once
 from deployments.ingress.openai import items, shapes
-from deployments.ingress.openai.client_calls import beginning, newest_turn, waiting_in
+from deployments.ingress.openai.client_calls import beginning, newest_turn, turn_to_follow, waiting_in
 from deployments.ingress.openai.conversations import After, Include, Order, PageLimit
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from deployments.ingress.openai.errors import Refused, error_body
@@ -214,7 +214,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
 
     async def work(plan: str) -> Outcome:
         new_session_id, turn_id = json.loads(plan)
-        place = await _place(services, tenant, body, turn_id)
+        place = await _place(services, tenant, body, turn_id, brings_results=given[-1]["role"] == "tool")
         session_id, follows = place.session_id, place.follows
         message, leading, result_of = beginning(given, place.waiting, "input")
         query = next((one["content"] for one in reversed(given) if one["role"] == "user"), "")
@@ -242,7 +242,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
         try:
             begun: Asked = await services.chat.begin.remote(asked)
         except ObjectConflict:
-            if session_id is None or follows is None:
+            if session_id is None or follows is None or body.conversation is not None:
                 raise
             newest = await newest_turn(services, tenant, session_id)
             if newest is None or newest["id"] == follows:
@@ -272,14 +272,16 @@ class _Place(NamedTuple):
     waiting: dict[str, str]
 
 
-async def _place(services: Services, tenant: str, body: NewResponse, turn_id: str) -> _Place:
+async def _place(services: Services, tenant: str, body: NewResponse, turn_id: str, *, brings_results: bool) -> _Place:
     """
     Raises:
         Refused: there is no such response to go on from.
+        TurnConflict: another answers in the conversation, and results can't wait for it.
     """
     if body.conversation is not None:
         session_id = session_of(body.conversation)
-        return _Place(session_id, None, await waiting_in(services, tenant, session_id, turn_id))
+        follows = await turn_to_follow(services, tenant, session_id, turn_id) if brings_results else None
+        return _Place(session_id, follows, await waiting_in(services, tenant, session_id, turn_id))
     if body.previous_response_id is None:
         return _Place(None, None, {})
     try:
