@@ -6,7 +6,7 @@ called, their results at the end. The next turn goes on with those if each call 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +23,19 @@ from deployments.question import Asked, Question, new_turn_id
 
 
 async def ask_in_session(
-    request: Request, question: Question, session_id: str, given: Sequence[NewMessage], payload: Any, key: str | None
+    request: Request,
+    question: Question,
+    session_id: str,
+    given: Sequence[NewMessage],
+    payload: Callable[[], Any],
+    key: str | None,
 ) -> Asked:
     """Begins the turn, or finds the one that the same request has begun.
 
     Args:
         question: How it is to be answered.
         given: Results of calls, and the user's message; one of both at least.
-        payload: What makes the request another one, as plain data.
+        payload: Gives what makes the request another one, as plain data.
 
     Raises:
         Refused: a result whose call does not wait for it, or a call that is left without one.
@@ -68,5 +73,5 @@ async def ask_in_session(
         return Asked(**(await work(new_turn_id())).content, joined=False)
     # Names a request within its session, as a key does that the session itself keeps.
     named = f"{key} in {session_id}"
-    outcome = await outcome_soon(request, tenant, named, payload, plan=new_turn_id(), work=work)
+    outcome = await outcome_soon(request, tenant, named, payload(), plan=new_turn_id(), work=work)
     return Asked(**outcome.content, joined=outcome.replayed)

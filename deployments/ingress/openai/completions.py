@@ -148,8 +148,14 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
         completion = Completion(new_completion_id(), model, time.time())
     else:
         given = for_session(body.messages, services.config.limits.message_chars_max)
-        payload = body.model_dump(exclude={"stream", "stream_options"})
-        asked = await ask_in_session(request, _question(caller.tenant, body), session_id, given, payload, key)
+        asked = await ask_in_session(
+            request,
+            _question(caller.tenant, body),
+            session_id,
+            given,
+            lambda: body.model_dump(exclude={"stream", "stream_options"}),
+            key,
+        )
         joined = asked.joined
         events = await services.turns.answer(caller.tenant, asked)
         turn = await services.turns.get(caller.tenant, session_id, asked.turn_id)
