@@ -8,7 +8,7 @@ back.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from actors.message import Message, NewMessage
@@ -107,6 +107,16 @@ class MessageLog:
                 _END,
             )
         return True
+
+    def drop_results(self, call_ids: Sequence[str]) -> None:
+        """What came of calls of a client's tools, where no answer follows yet: others take their place."""
+        self._sql(
+            "DELETE FROM message WHERE role = 'tool' AND replaced_by IS NULL"
+            " AND json_extract(data, '$.for_client') AND id > (SELECT ifnull(max(id), 0) FROM message"
+            " WHERE role = 'assistant' AND replaced_by IS NULL)"
+            " AND json_extract(data, '$.tool_call_id') IN (SELECT value FROM json_each(?))",
+            json.dumps(call_ids),
+        )
 
     def drop_oldest(self, count: int) -> None:
         # Not by number alone: a cleared session starts at a high one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from actors.message import FOR_CLIENT
+from actors.message import FOR_CLIENT, NewMessage
 from actors.session_parts import SessionParts
 from actors.turn import LEASE_S, Claim, Told, turn_error
 from actors.turn_ending import TurnEnding
@@ -78,14 +78,19 @@ class TurnClaims:
             replaces = replaced[0]
             self._messages.give_way(replaces, turn_id)
             message = replaced[1] if message is None else message
-        if leading is not None:
-            self._messages.extend(json.loads(leading), now, turn_id=turn_id)
+        led_by: list[NewMessage] = [] if leading is None else json.loads(leading)
         role = "user"
         data: dict[str, Any] = {"turn_id": turn_id}
         if result_of is not None:
             call = json.loads(result_of)
             role = "tool"
             data |= {"tool_call_id": call["id"], "name": call["name"], FOR_CLIENT: True}
+        # Of a call whose result came before, in a turn that failed, this is the result.
+        given = [data, *(one.get("data", {}) for one in led_by)]
+        results_of = [one["tool_call_id"] for one in given if "tool_call_id" in one]
+        if results_of:
+            self._messages.drop_results(results_of)
+        self._messages.extend(led_by, now, turn_id=turn_id)
         message_id = self._messages.add(role, message, now, data=data, turn_id=turn_id)
         # The message itself may leave while the turn runs, when there are too many.
         self._sql(

@@ -85,6 +85,12 @@ class TurnEvents:
     def has(self, turn_id: str, event_type: EventType) -> bool:
         return bool(self._sql("SELECT 1 FROM turn_event WHERE turn = ? AND type = ? LIMIT 1", turn_id, event_type))
 
+    def has_begun(self, turn_id: str) -> bool:
+        """Something was told but that the turn waits."""
+        return bool(
+            self._sql("SELECT 1 FROM turn_event WHERE turn = ? AND type <> 'turn.queued' LIMIT 1", turn_id),
+        )
+
     def content(self, turn_id: str) -> Iterator[tuple[EventType, dict[str, Any]]]:
         """What the answer consists of."""
         return self._of(turn_id, *CONTENT)

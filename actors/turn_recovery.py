@@ -68,8 +68,10 @@ class TurnRecovery:
         elif not may_go_on or attempt >= limits["attempts_max"]:
             self._give_up(turn_id, reason, error)
         else:
-            retrying = {"attempt": attempt + 1, "reason": reason, "continues": continues}
-            self._events.add(turn_id, "turn.retrying", retrying)
+            # Who has heard nothing yet hears of a beginning first, from whoever makes one.
+            if self._events.has_begun(turn_id):
+                retrying = {"attempt": attempt + 1, "reason": reason, "continues": continues}
+                self._events.add(turn_id, "turn.retrying", retrying)
             used = usage_together(self._turns.used_before(turn_id), self._turns.used_by_lost(turn_id))
             self._sql(
                 "UPDATE turn SET status = 'queued', runner = NULL, used = NULL, used_before = ?, due_at = ?"

@@ -129,6 +129,7 @@ class Answers:
             messages = (*messages, ChatMessage(role="assistant", content=told["text"]))
         if max_tokens < 1:
             return None
+        tools = self._tools(tenant_name, request)
         asked = ChatRequest(
             messages=messages,
             continues=told is not None,
@@ -138,8 +139,8 @@ class Answers:
             base_url=tenant.model.base_url,
             model=tenant.model.model,
             api_key_env=tenant.model.api_key_env,
-            tools=self._tools(tenant_name, request),
-            tool_choice=request.get("tool_choice"),
+            tools=tools,
+            tool_choice=request.get("tool_choice") if tools else None,
             options=ModelOptions(**request.get("options", {})),
         )
         limits = GenerationLimits(

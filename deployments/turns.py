@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 
 from actors import ChatSession, DurableError, ObjectNotFound
 from actors.runtime.namespace import Stub
-from actors.session_views import TurnPage
+from actors.session_views import AnsweredTurn, TurnPage
 from actors.turn import FINAL, EventPage, TurnError, TurnEvent, TurnInfo
 from deployments.errors import EventsGone
 from deployments.question import Asked
+from deployments.retelling import is_whole, retold
 from deployments.sessions import Sessions
 
 #: How long the session is asked at a time for the next event. Shorter than whoever looks after objects waits for one
@@ -38,11 +39,16 @@ class Turns:
     async def answer(self, tenant: str, asked: Asked) -> AsyncIterator[TurnEvent]:
         """All events of the turn that a question has become, as they come.
 
+        Of a question that was asked before, and whose events are no longer kept, what they came to.
+
         Raises:
-            ObjectNotFound, EventsGone: as `follow`, where the question was asked before.
+            ObjectNotFound, EventsGone: as `follow`, where the question was asked before and its answer is gone as well.
         """
         if asked.joined:
-            return await self.follow(tenant, asked.session_id, asked.turn_id)
+            try:
+                return await self.follow(tenant, asked.session_id, asked.turn_id)
+            except EventsGone:
+                return await self._retold(tenant, asked)
         nothing: EventPage = {"events": [], "is_over": False}
         return self._follow(self._sessions.get(tenant, asked.session_id), asked.turn_id, nothing, 0)
 
@@ -59,6 +65,17 @@ class Turns:
         if page["is_over"] and not page["events"] and (await session.turn(turn_id))["last_event"] > after:
             raise EventsGone(turn_id)
         return self._follow(session, turn_id, page, after)
+
+    async def _retold(self, tenant: str, asked: Asked) -> AsyncIterator[TurnEvent]:
+        answered: AnsweredTurn = await self._sessions.get(tenant, asked.session_id).answered(asked.turn_id)
+        if not is_whole(answered):
+            raise EventsGone(asked.turn_id)
+
+        async def events() -> AsyncIterator[TurnEvent]:
+            for event in retold(asked.session_id, answered):
+                yield event
+
+        return events()
 
     async def _follow(
         self, session: Stub[ChatSession], turn_id: str, page: EventPage, after: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from typing import Annotated, Any
@@ -13,13 +12,13 @@ from pydantic import Field, PlainValidator
 
 from actors import InvalidArgument, ObjectConflict
 from actors.runtime import RequestReused
-from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyReused, TurnConflict
+from deployments.errors import IdempotencyKeyReused, TurnConflict
 from deployments.idempotency import Outcome, key_id
 from deployments.ingress import replies, ui_chat
 from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import SCHEMA, gathered, streamed
 from deployments.ingress.fields import AnswerOptions, Text
-from deployments.ingress.idempotency import KEY_CHARS_MAX, KEYED, REPLAYED_HEADER, IdempotencyKey, outcome_once
+from deployments.ingress.idempotency import KEY_CHARS_MAX, KEYED, REPLAYED_HEADER, IdempotencyKey, outcome_soon
 from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import Services, services_of
 from deployments.ingress.turns import events_path
@@ -29,10 +28,6 @@ from deployments.ingress.ui_stream import ui_streamed
 from deployments.question import Asked, Question, new_turn_id
 
 router = APIRouter(route_class=guarded_by("chat", "chat"), tags=["chat"])
-
-#: How long a request waits for the one with its key that came a moment earlier.
-BUSY_FOR_MAX_S = 5.0
-BUSY_PAUSE_S = 0.1
 
 
 class NewQuestion(AnswerOptions):
@@ -124,14 +119,27 @@ def _question(services: Services, tenant: str, body: NewQuestion) -> Question:
         top_k=body.top_k,
         max_tokens=body.max_tokens,
         temperature=body.temperature,
+        options=body.options,
     )
 
 
-async def _begin(services: Services, question: Question) -> Asked:
+async def begin(services: Services, question: Question, key: str | None = None) -> Asked:
+    """Begins the turn that answers a question, or finds the one that its session knows by the key of the request.
+
+    Raises:
+        TurnConflict: an answer is under way, and this one may not wait for it.
+        IdempotencyKeyReused: the key came with another question.
+    """
+    if key is not None:
+        question = replace(question, key=key_id("turns", key))
     try:
         asked: Asked = await services.chat.begin.remote(question)
     except ObjectConflict:
         raise TurnConflict from None
+    except RequestReused:
+        if key is None:
+            raise
+        raise IdempotencyKeyReused(key) from None
     return asked
 
 
@@ -145,29 +153,16 @@ async def ask(request: Request, question: Question, key: str | None) -> Asked:
     """
     services = services_of(request)
     question = replace(question, asker=asker_of(request, request.state.caller))
-    if key is None:
-        return await _begin(services, question)
-    if question.session_id is not None:
+    if key is None or question.session_id is not None:
         # The session itself knows its requests: the turn and its key can't come apart.
-        try:
-            return await _begin(services, replace(question, key=key_id("turns", key)))
-        except RequestReused:
-            raise IdempotencyKeyReused(key) from None
+        return await begin(services, question, key)
 
     async def work(plan: str) -> Outcome:
         session_id, turn_id = json.loads(plan)
-        made = await _begin(services, replace(question, new_session_id=session_id, turn_id=turn_id))
+        made = await begin(services, replace(question, new_session_id=session_id, turn_id=turn_id))
         return Outcome(content={"session_id": made.session_id, "turn_id": made.turn_id})
 
     payload: dict[str, Any] = {"message": question.message, "user_id": question.user_id, **question.request()}
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])
-    give_up_s = asyncio.get_running_loop().time() + BUSY_FOR_MAX_S
-    while True:
-        try:
-            outcome = await outcome_once(request, question.tenant, key, payload, plan=plan, work=work)
-            return Asked(**outcome.content, joined=outcome.replayed)
-        except IdempotencyKeyBusy:
-            # The same request is making its session just now, and its turn can be joined in a moment.
-            if asyncio.get_running_loop().time() >= give_up_s:
-                raise
-            await asyncio.sleep(BUSY_PAUSE_S)
+    outcome = await outcome_soon(request, question.tenant, key, payload, plan=plan, work=work)
+    return Asked(**outcome.content, joined=outcome.replayed)

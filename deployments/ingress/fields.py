@@ -14,6 +14,7 @@ from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from actors.turn import OnConflict
+from deployments.chat_request import ModelOptions
 
 #: As in OpenAI's conversations: 16 pairs, keys of 64 and values of 512 characters.
 METADATA_PAIRS_MAX = 16
@@ -98,6 +99,7 @@ _ScalarSchema = (
 Scalar = Annotated[str | bool | int | float, PlainValidator(_is_scalar, json_schema_input_type=_ScalarSchema)]
 DocumentMetadata = Annotated[dict[MetadataKey, Scalar], Field(max_length=METADATA_PAIRS_MAX)]
 DocumentId = Annotated[Text, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+TopP = Annotated[float, Field(ge=0, le=1)]
 TopK = Annotated[int, Field(ge=1, le=50)]
 
 
@@ -112,6 +114,11 @@ class AnswerOptions(Body):
     top_k: TopK | None = None
     max_tokens: Annotated[int, Field(ge=1, le=131_072)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: TopP | None = None
+
+    @property
+    def options(self) -> ModelOptions:
+        return ModelOptions(top_p=self.top_p)
 
 
 Limit = Annotated[int, Query(ge=1, le=100, description="items in the page")]

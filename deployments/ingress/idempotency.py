@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Response
 
 from actors.runtime.fingerprint import fingerprint
-from deployments.errors import IdempotencyKeyMalformed
+from deployments.errors import IdempotencyKeyBusy, IdempotencyKeyMalformed
 from deployments.idempotency import Answer, KeyedRequest, Outcome
 from deployments.ingress.replies import problems, reply
 from deployments.ingress.services import services_of
@@ -22,6 +22,9 @@ from deployments.keyring import Principal
 HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 KEY_CHARS_MAX = 255
+#: How long a request waits for the one with its key that came a moment earlier.
+BUSY_FOR_MAX_S = 5.0
+BUSY_PAUSE_S = 0.1
 _KEY = re.compile(rf"[!-~]{{1,{KEY_CHARS_MAX}}}")
 #: A structured field's string, as the draft has it. Many clients send the key bare.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
@@ -123,3 +126,23 @@ async def outcome_once(
     requested = await asyncio.to_thread(fingerprint, route, (payload,), {})
     keyed = KeyedRequest(tenant=tenant, route=route, key=key, fingerprint=requested.hex())
     return await services_of(request).idempotency.answer(keyed, plan, work)
+
+
+async def outcome_soon(
+    request: Request,
+    tenant: str,
+    key: str,
+    payload: Any,
+    *,
+    plan: str,
+    work: Callable[[str], Awaitable[Outcome]],
+) -> Answer:
+    """As `outcome_once`, for work that takes a moment: waits for the request with the key that came just before."""
+    give_up_s = asyncio.get_running_loop().time() + BUSY_FOR_MAX_S
+    while True:
+        try:
+            return await outcome_once(request, tenant, key, payload, plan=plan, work=work)
+        except IdempotencyKeyBusy:
+            if asyncio.get_running_loop().time() >= give_up_s:
+                raise
+            await asyncio.sleep(BUSY_PAUSE_S)

@@ -92,6 +92,7 @@ async def _ask_in(request: Request, tenant: str, session_id: str, chat: UIChat, 
         top_k=chat.top_k,
         max_tokens=chat.max_tokens,
         temperature=chat.temperature,
+        options=chat.options,
         asker=asker_of(request, request.state.caller),
     )
     if chat.is_again:

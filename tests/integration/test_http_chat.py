@@ -239,6 +239,7 @@ def test_a_message_that_is_too_long_is_refused_and_nothing_is_stored(demo: httpx
         ("max_tokens", 131_073),
         ("temperature", 2.1),
         ("temperature", -0.1),
+        ("top_p", 1.1),
         ("top_k", 0),
         ("top_k", 51),
         ("stream", "perhaps"),

@@ -138,6 +138,39 @@ def test_a_session_is_asked_and_goes_on_without_its_client(service: Service, scr
         assert contents(http, session)[1::2] == [answer(tags[0], 3), answer(tags[1], 20)]
 
 
+def test_a_tool_of_the_client_is_called_in_a_session_and_its_result_answered(
+    service: Service, scripted: openai.OpenAI, model: ScriptedModel
+) -> None:
+    for stream in (False, True):
+        tag = unique("session_tool")
+        with service.client(KEY) as http:
+            session = new_session(http)
+        asked: Any = {"model": MODEL, "metadata": {"session_id": session.rpartition("/")[2]}, "tools": TOOLS}
+
+        def create(*messages: Any, key: str, stream: bool = stream, asked: Any = asked) -> Any:
+            more: Any = {**asked, "messages": messages, "extra_headers": {"Idempotency-Key": key}}
+            if not stream:
+                return scripted.chat.completions.create(**more).choices[0]
+            with scripted.chat.completions.stream(**more) as streamed:
+                return streamed.get_final_completion().choices[0]
+
+        first = create(*said(question(tag, pieces=1, call="look_up")), key="k1")
+        assert first.finish_reason == "tool_calls"
+        (call,) = first.message.tool_calls
+        assert (call.id, call.function.arguments) == (f"call_{tag}", f'{{"word": "{tag}"}}')
+        with pytest.raises(openai.BadRequestError) as unknown:
+            create({"role": "tool", "tool_call_id": "call_0", "content": "found"}, key="k2")
+        assert unknown.value.param == "messages"
+        answers = [
+            create({"role": "tool", "tool_call_id": call.id, "content": "found"}, key=key) for key in ("k3", "k3")
+        ]
+        assert {(one.finish_reason, one.message.content) for one in answers} == {("stop", answer(tag, 1))}
+        assert model.asked.count(tag) == 2
+        assert [message["role"] for message in model.told[tag]["messages"][1:]] == ["user", "assistant", "tool"]
+        with service.client(KEY) as http:
+            assert contents(http, session)[2:] == ["found", answer(tag, 1)]
+
+
 def test_models_are_listed_and_found(embedded: openai.OpenAI, scripted: openai.OpenAI) -> None:
     assert "embedded" in [model.id for model in embedded.models.list()]
     assert MODEL in [model.id for model in scripted.models.list()]

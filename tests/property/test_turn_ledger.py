@@ -236,7 +236,8 @@ class Model:
         elif (turn.text and not turn.continues) or turn.attempt >= ATTEMPTS_MAX:
             self.give_up(turn)
         else:
-            turn.tell("turn.retrying")
+            if any(kind != "turn.queued" for kind, _ in turn.events):
+                turn.tell("turn.retrying")
             turn.used_before, turn.used = turn.used_before + turn.used, 0
             turn.status, turn.runner, turn.due_at = "queued", None, self.now + LEASE_S
             return True

@@ -284,7 +284,8 @@ async def test_a_turn_whose_replica_is_lost_is_run_by_another(talk: Talk) -> Non
     assert await ring(talk.objects, talk.clock) > 0
     events = await talk.events(asked)
     assert types_of(events)[-1] == "turn.completed"
-    assert "turn.retrying" in types_of(events)
+    # It was lost before it had told anything.
+    assert types_of(events)[0] == "turn.created"
     assert text_of(events) == "Here I am"
     assert await talk.said(asked.session_id) == [("user", "Why?"), ("assistant", "Here I am")]
     await other.drain()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors import ChatSession, InvalidArgument, turn_claims
-from actors.message import Message
+from actors.message import Message, NewMessage
 from actors.runtime.namespace import Stub
 from actors.turn import NewEvent
 from tests.turns import USAGE, answered, asked, called, said
@@ -84,6 +84,20 @@ async def test_a_question_that_is_asked_again_takes_the_calls_and_their_results_
     await session.begin(asked("t3", None), "runner")
     await session.finish("t3", 1, 0, said("Because."), "completed", finish_reason="stop", usage=USAGE)
     assert [message["content"] for message in await messages_of(session)] == ["why?", "Because."]
+
+
+async def test_a_result_that_no_answer_followed_gives_way_to_the_next(session: Stub[ChatSession]) -> None:
+    await ran(session, "t1", "why?", called("own"), for_client("c1"), for_client("c2"), answered("own", 1))
+    other: NewMessage = {"role": "tool", "content": "first", "data": {"tool_call_id": "c2", "for_client": True}}
+    for turn_id in ("t2", "t3"):
+        await session.begin(asked(turn_id, turn_id, leading=[other], request={"result_of": RESULT_OF}), "runner")
+        assert [message["content"] for message in await messages_of(session)] == ["why?", "", "1", "first", turn_id]
+        await session.finish(turn_id, 1, 0, [], "failed")
+    await ran(session, "t4", "found", *said("So."), request={"result_of": RESULT_OF})
+    # What was answered stays.
+    await ran(session, "t5", "late", request={"result_of": RESULT_OF})
+    contents = [message["content"] for message in await messages_of(session)]
+    assert contents == ["why?", "", "1", "first", "found", "So.", "late", ""]
 
 
 async def test_a_call_is_removed_with_its_result_and_no_other(session: Stub[ChatSession]) -> None:

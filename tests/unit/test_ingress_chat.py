@@ -122,6 +122,19 @@ async def test_an_answer_can_be_had_as_one_json(client: httpx.AsyncClient) -> No
     assert answer["usage"] == {"input_tokens": 11, "output_tokens": 2, "total_tokens": 13, "estimated": False}
 
 
+@pytest.mark.parametrize("is_use_chats", [False, True])
+async def test_how_an_answer_is_to_be_made_reaches_the_model(
+    client: httpx.AsyncClient, served: Served, is_use_chats: bool
+) -> None:
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Why?"}]}
+    asked: dict[str, Any] = {"id": "c1", "messages": [message]} if is_use_chats else {"message": "Why?"}
+    response = await client.post("/chat", json={**asked, "top_p": 0.25, "temperature": 0.5})
+    assert response.status_code == 200
+    (request,) = served.model.requests
+    assert (request.options.given(), request.temperature) == ({"top_p": 0.25}, 0.5)
+    assert fields(await client.post("/chat", json={**asked, "top_p": 2})) == ["top_p"]
+
+
 async def test_an_answer_that_broke_off_is_told_as_such(client: httpx.AsyncClient, served: Served) -> None:
     served.model.failure = ModelRefused("no", "filtered")
     answer = await whole(client)
@@ -340,6 +353,23 @@ async def test_events_that_are_no_longer_kept_are_gone(client: httpx.AsyncClient
     await ring(served.talk.objects, served.talk.clock)
     problem(await client.get(f"{turn_path(answer)}/events"), 410)
     assert (await client.get(turn_path(answer))).json()["status"] == "completed"
+
+
+async def test_a_request_that_comes_again_is_answered_as_long_as_its_answer_is_there(
+    client: httpx.AsyncClient, served: Served
+) -> None:
+    body = {"message": "Why?", "request_id": "r1"}
+    first = (await client.post("/chat", json={**body, "stream": False})).json()
+    served.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(served.talk.objects, served.talk.clock)
+    again = await client.post("/chat", json={**body, "stream": False})
+    assert (again.json(), again.headers["idempotent-replayed"]) == (first, "true")
+    kinds = [line for line in (await client.post("/chat", json=body)).text.splitlines() if line.startswith("event:")]
+    told = ["turn.created", "sources", "text.delta", "turn.completed"]
+    assert kinds == [f"event: {kind}" for kind in told]
+    assert len(served.model.requests) == 1
+    await served.talk.sessions.get("acme", first["session_id"]).remove(first["message_id"])
+    problem(await client.post("/chat", json={**body, "stream": False}), 410)
 
 
 async def test_a_turn_is_stopped_once_and_stays_as_it_is(client: httpx.AsyncClient, served: Served) -> None:

@@ -2,7 +2,8 @@
 
 Without a session nothing is stored but the tokens that were used, and a client that goes away stops the model. With
 `metadata.session_id`, the last message becomes a turn of that session, like one of `POST /chat`: the history is the
-session's, the turn goes on without its client, and can be followed and stopped as any other.
+session's, the turn goes on without its client, and can be followed and stopped as any other. The client may bring tools
+of its own to either; in a session their results are messages at the end, and all before them is passed over.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from pydantic_core import to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors.turn import TurnEvent
-from deployments.chat_request import ModelOptions
+from deployments.chat_request import ModelOptions, ToolSpec
 from deployments.ingress.access import Caller, asker_of, guarded_by
-from deployments.ingress.chat import ask
 from deployments.ingress.events import PING_EVERY_S
-from deployments.ingress.fields import Body, Text, TopK
+from deployments.ingress.fields import Body, Text, TopK, TopP
 from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey
 from deployments.ingress.openai import shapes
 from deployments.ingress.openai.completion import Completion, new_completion_id
+from deployments.ingress.openai.completion_turn import ask_in_session
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from deployments.ingress.openai.errors import Refused
 from deployments.ingress.openai.formats import CompletionFormat
-from deployments.ingress.openai.messages import Messages, for_model
+from deployments.ingress.openai.messages import Messages, for_model, for_session
 from deployments.ingress.openai.models import required
-from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, Penalty, Seed, Stop, TopP
-from deployments.ingress.openai.tools import TOOLS_MAX, FunctionChoice, FunctionTool, ToolChoiceWord, checked
+from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, Penalty, Seed, Stop
+from deployments.ingress.openai.tools import TOOLS_MAX, FunctionChoice, FunctionTool, ToolChoiceWord, checked, word_or
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.keyring import Principal
@@ -55,7 +56,7 @@ class NewCompletion(Body):
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX)] | None = None
-    tool_choice: ToolChoiceWord | FunctionChoice | None = None
+    tool_choice: Annotated[ToolChoiceWord | FunctionChoice | None, word_or(FunctionChoice)] = None
     metadata: Metadata | None = Field(
         default=None, description="`session_id`: a session to ask in; `retrieve`: `true` looks for passages first"
     )
@@ -106,11 +107,25 @@ class NewCompletion(Body):
             response_format=None if self.response_format is None else self.response_format.asked(),
         )
 
-    @property
+    def offered(self) -> tuple[tuple[ToolSpec, ...], str | None]:
+        """
+        Raises:
+            Refused: tools, and which of them is to be called, do not go together.
+        """
+        choice = self.tool_choice.function.name if isinstance(self.tool_choice, FunctionChoice) else self.tool_choice
+        return checked([tool.function.spec() for tool in self.tools or ()], choice)
+
     def is_to_retrieve(self) -> bool:
+        """
+        Raises:
+            Refused: nobody can say.
+        """
         if self.retrieve is not None:
             return self.retrieve
-        return (self.metadata or {}).get("retrieve", "false").lower() == "true"
+        wanted = (self.metadata or {}).get("retrieve", "false").lower()
+        if wanted not in ("true", "false"):
+            raise Refused("metadata.retrieve: must be 'true' or 'false'", "metadata.retrieve")
+        return wanted == "true"
 
 
 @router.post(
@@ -132,7 +147,15 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
         events = await _directly(services, caller, body, asker_of(request, caller))
         completion = Completion(new_completion_id(), model, time.time())
     else:
-        asked = await ask(request, _question(services, caller.tenant, session_id, body), key)
+        given = for_session(body.messages, services.config.limits.message_chars_max)
+        asked = await ask_in_session(
+            request,
+            _question(caller.tenant, body),
+            session_id,
+            given,
+            lambda: body.model_dump(exclude={"stream", "stream_options"}),
+            key,
+        )
         joined = asked.joined
         events = await services.turns.answer(caller.tenant, asked)
         turn = await services.turns.get(caller.tenant, session_id, asked.turn_id)
@@ -150,8 +173,7 @@ async def create(request: Request, caller: Caller, body: NewCompletion, key: Ide
 
 
 async def _directly(services: Services, caller: Principal, body: NewCompletion, asker: str) -> AsyncIterator[TurnEvent]:
-    choice = body.tool_choice.function.name if isinstance(body.tool_choice, FunctionChoice) else body.tool_choice
-    specs, choice = checked([tool.function.spec() for tool in body.tools or ()], choice)
+    specs, choice = body.offered()
     return await ask_model(
         services,
         DirectQuestion(
@@ -162,32 +184,27 @@ async def _directly(services: Services, caller: Principal, body: NewCompletion, 
             max_tokens=body.tokens_max,
             temperature=body.temperature,
             options=body.options,
-            retrieve=body.is_to_retrieve,
+            retrieve=body.is_to_retrieve(),
             top_k=body.top_k,
             asker=asker,
         ),
     )
 
 
-def _question(services: Services, tenant: str, session_id: str, body: NewCompletion) -> Question:
-    if body.tools:
-        raise Refused("tools: a session calls the service's own; ask without a session to bring others", "tools")
-    last = body.messages[-1]
-    if last.role != "user" or not last.content:
-        raise Refused("messages: the last one must be of the user, to be asked in a session", "messages")
-    chars_max = services.config.limits.message_chars_max
-    if len(last.content) > chars_max:
-        raise Refused(f"messages: the last one has more than {chars_max} characters", "messages")
+def _question(tenant: str, body: NewCompletion) -> Question:
+    """How a turn of a session is to be answered."""
+    specs, choice = body.offered()
     return Question(
         tenant=tenant,
-        message=last.content,
-        session_id=session_id,
+        message=None,
         user_id=body.user or None,
-        retrieve=body.is_to_retrieve,
+        retrieve=body.is_to_retrieve(),
         top_k=body.top_k,
         max_tokens=body.tokens_max,
         temperature=body.temperature,
         options=body.options,
+        functions=specs,
+        tool_choice=choice,
     )
 
 

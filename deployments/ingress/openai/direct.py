@@ -77,7 +77,7 @@ async def ask_model(services: Services, question: DirectQuestion) -> AsyncIterat
         model=tenant.model.model,
         api_key_env=tenant.model.api_key_env,
         tools=question.tools,
-        tool_choice=question.tool_choice,
+        tool_choice=question.tool_choice if question.tools else None,
         options=question.options,
     )
     use_id = new_use_id()

@@ -17,6 +17,7 @@ from deployments.errors import RequestError
 from deployments.ingress.problem import ProblemResponse
 
 PREFIX = "/v1/"
+_RESPONSES = "/v1/responses"
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 #: The type and the code by which clients know what is told with a status.
@@ -68,10 +69,11 @@ def told(path: str, problem: ProblemResponse) -> Response:
         return problem
     said = problem.problem
     status = 400 if said["status"] in _BAD_REQUESTS else said["status"]
-    field = said["errors"][0]["field"] if "errors" in said else None
-    body = error_body(
-        said["detail"], status=status, param=None if field == "body" else field, code=said.get("code") or None
-    )
+    field, code = said["errors"][0]["field"] if "errors" in said else None, said.get("code") or None
+    if field == "message":
+        # What a turn calls what it was asked: no other of its fields has this name, and nothing else is wrong with it.
+        field, code = "input" if path.startswith(_RESPONSES) else "messages", "context_length_exceeded"
+    body = error_body(said["detail"], status=status, param=None if field == "body" else field, code=code)
     headers = {name: problem.headers[name] for name in _KEPT_HEADERS if name in problem.headers}
     return _response(status, body, headers)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from actors.message import FOR_CLIENT, NewMessage
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.ingress.fields import Text
 from deployments.ingress.openai.errors import Refused
@@ -54,12 +55,33 @@ def for_model(messages: Sequence[Message], system_prompt: str) -> tuple[ChatMess
     return tuple(told)
 
 
+def for_session(messages: Sequence[Message], chars_max: int) -> list[NewMessage]:
+    """What a session does not know of a conversation: the user's last message, or the results at the end.
+
+    Results right in front of the user's message are among it; whether it knows those is to be seen.
+
+    Raises:
+        Refused: the last message is another, or one of them can't be taken.
+    """
+    taken: list[NewMessage] = []
+    for number, message in reversed(list(enumerate(messages))):
+        if message.role != "tool" and (taken or message.role != "user"):
+            break
+        field = f"messages.{number}.content"
+        if len(message.content) > chars_max or (message.role == "user" and not message.content):
+            raise Refused(f"{field}: must have {int(message.role == 'user')} to {chars_max} characters", field)
+        _require_tied(number, message)
+        data = {"tool_call_id": message.tool_call_id, FOR_CLIENT: True}
+        result: NewMessage = {"role": message.role, "content": message.content, "data": data}
+        taken.append(result if message.role == "tool" else {"role": message.role, "content": message.content})
+    if not taken:
+        problem = "messages: the last one must be of the user, or the result of a tool, to be asked in a session"
+        raise Refused(problem, "messages")
+    return taken[::-1]
+
+
 def _for_model(number: int, message: Message) -> ChatMessage:
-    if message.tool_calls and message.role != "assistant":
-        raise Refused(f"messages.{number}.tool_calls: only an assistant calls tools", f"messages.{number}.tool_calls")
-    if (message.tool_call_id is not None) != (message.role == "tool"):
-        name = f"messages.{number}.tool_call_id"
-        raise Refused(f"{name}: belongs to a message of the role 'tool', and to each of them", name)
+    _require_tied(number, message)
     return ChatMessage(
         role="system" if message.role == "developer" else message.role,
         content=message.content,
@@ -69,3 +91,12 @@ def _for_model(number: int, message: Message) -> ChatMessage:
         ),
         tool_call_id=message.tool_call_id,
     )
+
+
+def _require_tied(number: int, message: Message) -> None:
+    """A result names its call, and calls are an assistant's."""
+    if message.tool_calls and message.role != "assistant":
+        raise Refused(f"messages.{number}.tool_calls: only an assistant calls tools", f"messages.{number}.tool_calls")
+    if (message.tool_call_id is not None) != (message.role == "tool"):
+        name = f"messages.{number}.tool_call_id"
+        raise Refused(f"{name}: belongs to a message of the role 'tool', and to each of them", name)

@@ -22,7 +22,6 @@ from pydantic_core.core_schema import no_info_plain_validator_function
 
 from deployments.ingress.fields import Json, Text, in_utf8
 
-TopP = Annotated[float, Field(ge=0, le=1)]
 #: As any server's 64 bits can hold.
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from deployments.chat_request import ModelOptions
-from deployments.ingress.fields import Body, Text
+from deployments.ingress.fields import Body, Text, TopP
 from deployments.ingress.openai.errors import Refused
 from deployments.ingress.openai.formats import ResponseFormat
 from deployments.ingress.openai.items import Input
 from deployments.ingress.openai.models import ALIAS
-from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only, TopP
-from deployments.ingress.openai.tools import TOOLS_MAX, FunctionFields, FunctionName, ToolChoiceWord
+from deployments.ingress.openai.parameters import Ignored, Metadata, ModelName, Only
+from deployments.ingress.openai.tools import TOOLS_MAX, FunctionFields, FunctionName, ToolChoiceWord, word_or
 
 INSTRUCTIONS_CHARS_MAX = 100_000
 ID_CHARS_MAX = 80
@@ -76,7 +76,7 @@ class NewResponse(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: TopP | None = None
     tools: Annotated[list[Tool], Field(max_length=TOOLS_MAX)] | None = None
-    tool_choice: ToolChoiceWord | ToolChoice | None = None
+    tool_choice: Annotated[ToolChoiceWord | ToolChoice | None, word_or(ToolChoice)] = None
     include: Annotated[list[Annotated[Text, Field(max_length=100)]], Field(max_length=20)] | None = Field(
         default=None, description=f"`{FILE_SEARCH_RESULTS}`; others are ignored"
     )

@@ -5,13 +5,10 @@ A response is a turn whose request has a `client` part: what the client asked fo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
-from actors.message import Message
 from actors.session_views import AnsweredTurn
-from actors.turn import FINAL, FINAL_EVENT, EventType, TurnEvent, TurnInfo
+from actors.turn import TurnInfo
 from deployments.ingress.openai import formats
 from deployments.ingress.openai.ids import conversation_id, response_id
 from deployments.ingress.openai.response_events import ResponseEvents
@@ -83,42 +80,3 @@ def begun(session_id: str, model: str, answered: AnsweredTurn) -> ResponseEvents
 def ended(response: dict[str, Any], turn: TurnInfo) -> dict[str, Any]:
     """The response with the time of its end, which no event tells."""
     return {**response, "completed_at": turn["ended_at"] if response["status"] == "completed" else None}
-
-
-def events_of(answered: AnsweredTurn) -> Iterator[TurnEvent]:
-    """What had to happen for a turn that has ended to leave these messages; its real events may be gone."""
-    turn = answered["turn"]
-    assert turn["status"] in FINAL
-    told = list(_told(answered["messages"], turn))
-    for number, (event_type, data) in enumerate(told, start=1):
-        yield {"number": number, "type": event_type, "data": data}
-
-
-def _told(messages: list[Message], turn: TurnInfo) -> Iterator[tuple[EventType, dict[str, Any]]]:
-    yield "turn.created", {}
-    asked = turn["message_id"]
-    answer = [message for message in messages if asked is not None and message["id"] > asked]
-    sources = next((data["sources"] for one in answer if "sources" in (data := one["data"] or {})), None)
-    if sources is not None:
-        yield "sources", {"sources": sources}
-    for message in answer:
-        data = message["data"] or {}
-        if message["role"] == "tool":
-            yield "tool.result", {"id": data["tool_call_id"], "name": data["name"], **_outcome(message["content"])}
-            continue
-        if message["content"]:
-            yield "text.delta", {"text": message["content"]}
-        for call in data.get("tool_calls", ()):
-            yield "tool.call", call
-    status = turn["status"]
-    error = turn["error"] or {"code": "", "message": "the response failed", "retryable": False, "retry_after_s": None}
-    if status == "failed":
-        yield FINAL_EVENT[status], {**error, "usage": turn["usage"]}
-    else:
-        end = {"usage": turn["usage"], "error": turn["error"], "finish_reason": turn["finish_reason"]}
-        yield FINAL_EVENT[status], end
-
-
-def _outcome(content: str) -> dict[str, Any]:
-    result = json.loads(content)
-    return result if isinstance(result, dict) and result.keys() == {"error"} else {"result": result}

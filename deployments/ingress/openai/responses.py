@@ -22,12 +22,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from actors import DurableError, ObjectConflict, ObjectNotFound
 from actors.session_views import AnsweredTurn
-from actors.turn import FINAL, ClientCall, TurnEvent
+from actors.turn import FINAL, TurnEvent
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import PING_EVERY_S
 from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey, outcome_once
 from deployments.ingress.openai import items, shapes
+from deployments.ingress.openai.client_calls import beginning, newest_turn, turn_to_follow, waiting_in
 from deployments.ingress.openai.conversations import After, Include, Order, PageLimit
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from deployments.ingress.openai.errors import Refused, error_body
@@ -35,11 +36,12 @@ from deployments.ingress.openai.ids import response_id, session_of, turn_of
 from deployments.ingress.openai.models import required
 from deployments.ingress.openai.response_events import ResponseEvents
 from deployments.ingress.openai.response_request import NewResponse
-from deployments.ingress.openai.response_shape import begun, blank, ended, events_of
-from deployments.ingress.openai.tools import TOOLS_MAX, checked
+from deployments.ingress.openai.response_shape import begun, blank, ended
+from deployments.ingress.openai.tools import checked
 from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.question import Asked, Question, new_turn_id
+from deployments.retelling import retold
 
 router = APIRouter(route_class=guarded_by("chat", "chat"), prefix="/v1/responses", tags=["OpenAI: responses"])
 kept = APIRouter(route_class=guarded_by("chat", "turns"), prefix="/v1/responses", tags=["OpenAI: responses"])
@@ -173,7 +175,7 @@ async def _now(
     """The response as it is, without waiting for what comes."""
     turn = answered["turn"]
     if turn["status"] in FINAL:
-        for event in events_of(answered):
+        for event in retold(session_id, answered):
             told.take(event)
         return ended(told.response(), turn)
     for event in await services.turns.so_far(tenant, session_id, turn["id"]):
@@ -212,21 +214,14 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
 
     async def work(plan: str) -> Outcome:
         new_session_id, turn_id = json.loads(plan)
-        place = await _place(services, tenant, body, turn_id)
+        place = await _place(services, tenant, body, turn_id, brings_results=given[-1]["role"] == "tool")
         session_id, follows = place.session_id, place.follows
-        messages = items.answering(given, place.waiting, "input")
-        last = messages[-1]
-        result_of: ClientCall | None = None
-        if last["role"] == "tool":
-            missing = next(iter(items.waiting(messages, place.waiting)), None)
-            if missing is not None:
-                raise Refused(f"No tool output found for function call {missing}.", "input")
-            result_of = {"id": last["data"]["tool_call_id"], "name": last["data"]["name"]}
-        query = next((one["content"] for one in reversed(messages) if one["role"] == "user"), "")
+        message, leading, result_of = beginning(given, place.waiting, "input")
+        query = next((one["content"] for one in reversed(given) if one["role"] == "user"), "")
         asked = Question(
             tenant=tenant,
-            message=last["content"],
-            leading=tuple(messages[:-1]),
+            message=message,
+            leading=leading,
             session_id=session_id,
             follows=follows,
             new_session_id=new_session_id,
@@ -247,7 +242,10 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
         try:
             begun: Asked = await services.chat.begin.remote(asked)
         except ObjectConflict:
-            if session_id is None or follows is None or await _newest(services, tenant, session_id) == follows:
+            if session_id is None or follows is None or body.conversation is not None:
+                raise
+            newest = await newest_turn(services, tenant, session_id)
+            if newest is None or newest["id"] == follows:
                 raise
             # Something goes on from there already, or has begun to at the same time.
             await _fork(services, tenant, session_id, follows, new_session_id)
@@ -266,7 +264,7 @@ class _Place(NamedTuple):
     """Where a response is to be.
 
     `session_id` None: in a session of its own. `follows` is the turn that it is to follow, None where that is all the
-    same; `waiting` are the calls of the client's functions there, by their ids, each with its name.
+    same; `waiting` is as in `beginning`.
     """
 
     session_id: str | None
@@ -274,14 +272,16 @@ class _Place(NamedTuple):
     waiting: dict[str, str]
 
 
-async def _place(services: Services, tenant: str, body: NewResponse, turn_id: str) -> _Place:
+async def _place(services: Services, tenant: str, body: NewResponse, turn_id: str, *, brings_results: bool) -> _Place:
     """
     Raises:
         Refused: there is no such response to go on from.
+        TurnConflict: another answers in the conversation, and results can't wait for it.
     """
     if body.conversation is not None:
         session_id = session_of(body.conversation)
-        return _Place(session_id, None, await _waiting(services, tenant, session_id, turn_id))
+        follows = await turn_to_follow(services, tenant, session_id, turn_id) if brings_results else None
+        return _Place(session_id, follows, await waiting_in(services, tenant, session_id, turn_id))
     if body.previous_response_id is None:
         return _Place(None, None, {})
     try:
@@ -291,17 +291,6 @@ async def _place(services: Services, tenant: str, body: NewResponse, turn_id: st
         problem = f"Previous response with id {body.previous_response_id!r} not found."
         raise Refused(problem, "previous_response_id", "previous_response_not_found") from None
     return _Place(session_id, previous_id, items.waiting(previous["messages"]))
-
-
-async def _waiting(services: Services, tenant: str, session_id: str, turn_id: str) -> dict[str, str]:
-    """The calls that end a session, but for what the response itself has added to it in an earlier attempt."""
-    found = await services.sessions.listed(tenant, session_id, limit=2 * TOOLS_MAX, after=None, newest_first=True)
-    messages = [one for one in reversed(found["messages"]) if (one["data"] or {}).get("turn_id") != turn_id]
-    return items.waiting(messages)
-
-
-async def _newest(services: Services, tenant: str, session_id: str) -> str:
-    return (await services.turns.page(tenant, session_id, limit=1, before=None))["turns"][0]["id"]
 
 
 async def _fork(services: Services, tenant: str, session_id: str, turn_id: str, new_session_id: str) -> None:

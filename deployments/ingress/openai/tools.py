@@ -7,9 +7,9 @@ writes them in two ways, with the function's fields in a member of their own or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PlainValidator
 
 from deployments.chat_request import ToolSpec
 from deployments.ingress.fields import Json, Text
@@ -54,10 +54,29 @@ class FunctionChoice(BaseModel):
 
 
 ToolChoiceWord = Literal["none", "auto", "required"]
+Choice = TypeVar("Choice", bound=BaseModel)
+
+
+def word_or(choice: type[Choice]) -> PlainValidator:
+    """Validates a choice of tools, a word or more than one.
+
+    Not a union of types, which would put its members' names into the name of the field that is at fault.
+    """
+
+    def checked_choice(value: Any) -> Any:
+        if isinstance(value, dict | choice):
+            return choice.model_validate(value)
+        if value is None or value in _CHOICES:
+            return value
+        raise ValueError(f"must be one of {', '.join(_CHOICES)}, or name a tool")
+
+    return PlainValidator(checked_choice, json_schema_input_type=ToolChoiceWord | choice | None)
 
 
 def checked(specs: Sequence[ToolSpec], choice: str | None) -> tuple[tuple[ToolSpec, ...], str | None]:
     """The tools, and which is to be called, as a model is asked.
+
+    `none` stays where there are none: the service may have tools of its own.
 
     Raises:
         Refused: they do not go together.
@@ -70,7 +89,7 @@ def checked(specs: Sequence[ToolSpec], choice: str | None) -> tuple[tuple[ToolSp
     if not specs:
         if choice not in (None, "none", "auto"):
             raise Refused("tool_choice: there are no tools", "tool_choice")
-        return (), None
+        return (), "none" if choice == "none" else None
     if choice is not None and choice not in _CHOICES and choice not in names:
         raise Refused("tool_choice: there is no such tool", "tool_choice")
     return tuple(specs), choice

@@ -248,6 +248,9 @@ async def test_a_client_that_goes_away_stops_the_model(client: openai.AsyncOpenA
         ({"extra_body": {"misspelt": 1}}, "misspelt"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}, "tools": TOOLS}, "tool_choice.type"),
+        ({"metadata": {"retrieve": "perhaps"}}, "metadata.retrieve"),
         ({"tools": TOOLS + TOOLS}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "auto"}}]}, "tools"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
@@ -314,11 +317,11 @@ async def test_a_model_that_the_tenant_does_not_have_is_not_found(client: openai
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
 
 
-async def test_a_session_takes_no_tools_and_no_other_last_message(client: openai.AsyncOpenAI, lab: Lab) -> None:
+async def test_a_session_is_asked_with_the_users_last_message_alone(client: openai.AsyncOpenAI, lab: Lab) -> None:
     session_id = await lab.talk.new_session()
     for more in (
-        {"tools": TOOLS},
         {"messages": [{"role": "assistant", "content": "x"}]},
+        {"messages": [{"role": "user", "content": ""}]},
         {"messages": [{"role": "user", "content": "x" * 101}]},
     ):
         with pytest.raises(openai.BadRequestError):

@@ -151,6 +151,38 @@ async def test_of_two_that_answer_a_call_at_once_one_is_refused_or_goes_on_in_a_
         assert [message.role for message in request.messages[1:]] == ["user", "assistant", "tool"]
 
 
+async def test_of_two_that_answer_a_call_in_a_conversation_at_once_one_is_refused(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    conversation = (await client.conversations.create()).id
+    first = await calling(client, lab, CALL, conversation=conversation)
+    both = await asyncio.gather(
+        *[create(client, conversation=conversation, input=[output(text=text)]) for text in ("one", "other")],
+        return_exceptions=True,
+    )
+    (refused,) = [error for error in both if isinstance(error, openai.APIStatusError)]
+    assert refused.status_code in (400, 409)
+    expected = ["message", "message", "function_call", "function_call_output", "message"]
+    assert await kinds(client, first) == expected
+
+
+async def test_what_does_not_fit_is_told_as_a_context_that_is_too_short(app: FastAPI, lab: Lab) -> None:
+    wordy: Any = {**TOOL, "description": "word " * 1_000}
+    async with lab.client(app, "sk-tight") as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await create(client, tools=[{"type": "function", **wordy}])
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+        session_id = await lab.talk.new_session("tight")
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(
+                model="default",
+                messages=[{"role": "user", "content": "Why?"}],
+                metadata={"session_id": session_id},
+                tools=[{"type": "function", "function": wordy}],
+            )
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+
+
 async def test_a_whole_conversation_with_its_calls_can_be_brought_along(client: openai.AsyncOpenAI, lab: Lab) -> None:
     brought: Any = [
         {"role": "user", "content": "Why?"},

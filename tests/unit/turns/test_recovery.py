@@ -152,7 +152,8 @@ async def test_no_more_runners_try_than_may(lab: Lab, session: Stub[ChatSession]
     await lab.advance(LAPSED_S)
     turn = await session.turn("t1")
     assert (turn["status"], turn["error"]["code"], turn["error"]["retryable"]) == ("failed", "RunnerLost", True)
-    assert await types_of(session, "t1") == ["turn.retrying", "error"]
+    # Who has heard of no first try hears of no second.
+    assert await types_of(session, "t1") == ["error"]
     assert await history_of(session) == [("user", QUESTION)]
 
 
@@ -178,14 +179,15 @@ async def test_readers_are_told_when_a_runner_is_lost(lab: Lab, session: Stub[Ch
 
 
 async def test_a_turn_that_was_taken_and_dropped_is_offered_again(lab: Lab, session: Stub[ChatSession]) -> None:
-    await begun(session, "t1")
+    attempt = await begun(session, "t1")
+    await session.record("t1", attempt, 0, [created()])
     await lab.advance(LAPSED_S)
     assert await offered(lab) == ["t1"]
     for _ in range(3):
         await lab.advance(LAPSED_S)
         assert await offered(lab) == ["t1"]
     assert (await session.claim("t1", "r2"))["claim"]["attempt"] == 2
-    await session.finish("t1", 2, 1, said("x"), "completed")
+    await session.finish("t1", 2, 2, said("x"), "completed")
     await lab.advance(10 * LEASE_S)
     assert await offered(lab) == []
 
