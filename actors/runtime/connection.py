@@ -93,7 +93,23 @@ class ObjectConnection(sqlite3.Connection):
             authorizer.trusted = False
         return rows
 
+    def run_in_turn(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
+        """As `run_own`, for what an author has the runtime do.
+
+        Raises:
+            StatementRefused: no turn is under way.
+        """
+        if not self.in_turn:
+            self.refuse_outside()
+        return self.run_own(query, *binds)
+
+    def refuse_outside(self) -> NoReturn:
+        why = "no turn of the object is running: what a turn leaves behind, as a task or a thread, can't use it"
+        raise StatementRefused(self._object_key, "use its storage now", why)
+
     def admit(self, query: str, binds: Any) -> None:
+        if not self.in_turn and self._object_key:
+            self.refuse_outside()
         self._authorizer.statement = query
         self._authorizer.refused = None
         for value in binds:
