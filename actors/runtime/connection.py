@@ -97,14 +97,16 @@ class ObjectConnection(sqlite3.Connection):
         """As `run_own`, for what an author has the runtime do.
 
         Raises:
-            StatementRefused: no turn is under way.
+            StatementRefused: it is not the code of a turn that asks for it.
         """
         if not self.in_turn:
             self.refuse_outside()
         return self.run_own(query, *binds)
 
     def refuse_outside(self) -> NoReturn:
-        why = "no turn of the object is running: what a turn leaves behind, as a task or a thread, can't use it"
+        """For what runs between turns, or between two steps of one."""
+        # It would be committed by itself, statement by statement, and in no order with the index of alarms.
+        why = "only the code of a turn may, and no task or thread that it has started"
         raise StatementRefused(self._object_key, "use its storage now", why)
 
     def admit(self, query: str, binds: Any) -> None:

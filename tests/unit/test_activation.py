@@ -65,6 +65,12 @@ class Plain(DurableObject):
         await asyncio.sleep(0)
         return Trap()
 
+    async def put_beside(self, key: str, value: Any) -> None:
+        async def put() -> None:
+            self.put(key, value)
+
+        await asyncio.gather(put())
+
     def replace_storage(self) -> None:
         setattr(self, "storage", {})  # noqa: B010  as an author would who runs no mypy
 
@@ -226,11 +232,18 @@ async def test_a_task_that_a_turn_left_behind_can_not_use_the_storage(use: Calla
         await leaky.put("k", 1)
         await leaky.leave_behind()
         turn_is_over.set()
-        with pytest.raises(StatementRefused, match="no turn of the object is running"):
+        with pytest.raises(StatementRefused, match="only the code of a turn may"):
             await left[0]
         # Nothing was begun that the next turn would carry out.
         assert await leaky.get("k") == 1
         assert lab.alarm_of(leaky) is None
+
+
+async def test_what_a_turn_awaits_as_a_task_can_not_write_outside_of_its_transaction(lab: Lab) -> None:
+    plain = lab.get(Plain, "acme", "p")
+    told = await outcomes_of(plain.put_beside("k", 1), plain.get("k"))
+    assert isinstance(told[0], StatementRefused)
+    assert told[1] is None
 
 
 async def test_a_panic_of_a_library_ends_its_turn_and_no_other_of_the_batch(lab: Lab) -> None:
