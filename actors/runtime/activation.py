@@ -124,7 +124,7 @@ class Activation:
 
     def _refuse_waiting(self, reply: Reply) -> None:
         for turn in self.mailbox.take_all():
-            turn.settle(reply)
+            self._leave(turn, reply)
 
     # -- turns
 
@@ -149,7 +149,7 @@ class Activation:
                 turn = self.mailbox.next(beside_another=self._under_way.exclusive is not None)
                 if turn is None or (held and (turn.method.is_async or turn.is_alarm)):
                     break
-                if self.instance is None and not self._activate(turn):
+                if self.instance is None and not self._activate():
                     continue
                 self.mailbox.take(turn)
                 if (refusal := self.mailbox.too_late(turn, now_s)) is not None:
@@ -207,19 +207,22 @@ class Activation:
         if self._services.always_evict and not self.running:
             self.close()
 
-    def _activate(self, turn: Turn) -> bool:
-        """Makes the instance. False if the turn, which is told if it is to be, can't be run by it now."""
+    def _activate(self) -> bool:
+        """Makes the instance. False if no turn can be run by it now; all that wait are told if none ever will."""
         try:
             self.instance = self._code.activate(lambda: self._services.open_object(self, self._services))
         except Exception as error:  # constructors and migrations are the author's code
-            self.mailbox.take(turn)
             meaning = error if isinstance(error, DurableError) else None
-            meaning = meaning or ObjectFailed(self._key, type(error).__name__, f"activation failed: {error}")
-            self._leave(turn, raised(self._key, meaning))
-            if turn.is_alarm:
-                defer_alarm(self.id, self._services, meaning)
+            self._refuse_start(meaning or ObjectFailed(self._key, type(error).__name__, f"activation failed: {error}"))
             return False
         return self.input.is_open  # or it starts with something of its own
+
+    def _refuse_start(self, meaning: DurableError) -> None:
+        """Tells all who wait that it could not be made resident."""
+        # Each of them would try it again, and what failed once would count as many times.
+        if self.mailbox.has_alarm:
+            defer_alarm(self.id, self._services, meaning)
+        self._refuse_waiting(raised(self._key, meaning))
 
     def refuse_late(self) -> None:
         """Tells the calls that have waited for too long, also while the turn that they wait for does not end."""
@@ -350,7 +353,7 @@ class Activation:
                     _ALONE,
                     callback(),
                     lambda value: value,
-                    self._commit,
+                    self._commit_start if starting else self._commit,
                     gate=None,
                     is_over=limit.expired,
                 )
@@ -366,11 +369,7 @@ class Activation:
             self._reset(reset, [], instance, context)
             if starting:
                 self._services.quarantine.activation_failed(self.id, error)
-                # Each of them would start it again, and wait for it again.
-                meaning = self._meaning(reset)
-                if self.mailbox.has_alarm:
-                    defer_alarm(self.id, self._services, meaning)
-                self._refuse_waiting(raised(self._key, meaning))
+                self._refuse_start(self._meaning(reset))
             if isinstance(raised_error, (Exception, asyncio.CancelledError)):
                 raise
             raise error from raised_error
@@ -437,6 +436,10 @@ class Activation:
                 self.instance = None
             if self._services.quarantine.is_suspect(self.id):
                 self._services.quarantine.release(self.id)
+
+    def _commit_start(self, storage: Storage) -> None:
+        storage.require_kept()
+        self._commit(storage)
 
     def _reset(
         self, error: Exception, turns: list[Turn], instance: DurableObject, context: TurnContext | None = None

@@ -111,5 +111,7 @@ class AuthorCode:
         """The reply with what a method returned."""
         try:
             return returned(value)
-        except Exception as error:  # pickling runs the value's own code, which may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # pickling runs the value's own code, which may raise anything
             raise failed(self._key, error) from error

@@ -93,7 +93,25 @@ class ObjectConnection(sqlite3.Connection):
             authorizer.trusted = False
         return rows
 
+    def run_in_turn(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
+        """As `run_own`, for what an author has the runtime do.
+
+        Raises:
+            StatementRefused: it is not the code of a turn that asks for it.
+        """
+        if not self.in_turn:
+            self.refuse_outside()
+        return self.run_own(query, *binds)
+
+    def refuse_outside(self) -> NoReturn:
+        """For what runs between turns, or between two steps of one."""
+        # It would be committed by itself, statement by statement, and in no order with the index of alarms.
+        why = "only the code of a turn may, and no task or thread that it has started"
+        raise StatementRefused(self._object_key, "use its storage now", why)
+
     def admit(self, query: str, binds: Any) -> None:
+        if not self.in_turn and self._object_key:
+            self.refuse_outside()
         self._authorizer.statement = query
         self._authorizer.refused = None
         for value in binds:

@@ -132,7 +132,7 @@ class Inspector:
         scanned = None if wanted.in_trouble else limit
         infos: list[ObjectInfo] = []
         for found in await self._find(wanted, scanned):
-            if wanted.in_trouble and not self._quarantined(found.id):
+            if wanted.in_trouble and self._why_quarantined(found.id) is None:
                 continue
             info = self._look_at(found)
             if info is not None:
@@ -243,7 +243,7 @@ class Inspector:
         elsewhere: list[ObjectId] = []
         for one in found:
             try:
-                if one.in_trouble and self._quarantined(one.id):
+                if one.in_trouble and self._why_quarantined(one.id) is not None:
                     failed.append((one.id, "it is in quarantine"))
                 else:
                     migrated += await self.migrate(one.id)
@@ -272,14 +272,16 @@ class Inspector:
 
     # -- inside
 
-    def _quarantined(self, object_id: ObjectId) -> bool:
+    def _why_quarantined(self, object_id: ObjectId) -> str | None:
+        """What keeps the object from running; None: nothing."""
         if not self._custody.is_elsewhere(object_id):
-            return self._host.quarantine.refusal(object_id) is not None
+            refusal = self._host.quarantine.refusal(object_id)
+            return refusal.reason if refusal is not None else None
         try:
             held = trouble.read(self._files.trouble(object_id), object_id)
         except (OSError, ValueError):
-            return False  # it went meanwhile, or says nothing
-        return held.quarantined_at is not None
+            return None  # it went meanwhile, or says nothing
+        return held.reason if held.quarantined_at is not None else None
 
     async def _find(self, wanted: Wanted, limit: int | None) -> list[Found]:
         classes = self._classes(wanted.class_name)
@@ -314,6 +316,7 @@ class Inspector:
                 owned_elsewhere = True
             except (sqlite.Error, OSError) as error:
                 problem = str(error)
+        quarantined = self._why_quarantined(found.id) if found.in_trouble else None
         last_active_at = max((status.st_mtime for status in written), default=None)
         if activation is not None and here:
             last_active_at = self._clock.now() - (self._clock.monotonic() - activation.last_used_s)
@@ -325,9 +328,9 @@ class Inspector:
             schema_version=applied[-1] if applied else None,
             migrations=None if applied is None else len(applied),
             resident=here or owned_elsewhere,
-            quarantined=found.in_trouble and self._quarantined(found.id),
+            quarantined=quarantined is not None,
             calls_waiting=len(activation.mailbox) if activation is not None else 0,
-            problem=problem,
+            problem=problem if quarantined is None else quarantined,
         )
 
     def _applied(self, object_id: ObjectId, path: Path) -> tuple[str, ...]:

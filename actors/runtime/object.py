@@ -114,11 +114,27 @@ class DurableObject:
     migrations: ClassVar[Migrations | None] = None
 
     def __init__(self, context: ObjectContext) -> None:
-        self.id = context.id
-        self.storage = context.storage
-        self.clock = context.clock
-        self.logger = context.logger
         self.__context = context
+
+    @property
+    def id(self) -> ObjectId:
+        """The object's own name."""
+        return self.__context.id
+
+    @property
+    def storage(self) -> Storage:
+        """What is kept."""
+        return self.__context.storage
+
+    @property
+    def clock(self) -> Clock:
+        """What time it is; in a test, the test's."""
+        return self.__context.clock
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """The log, with the object's name on each line."""
+        return self.__context.logger
 
     @property
     def objects(self) -> Objects:
@@ -160,12 +176,23 @@ class MethodSpec:
     mark: bytes = b""
 
 
+#: What a class can't have of its own: the runtime uses it, and stubs have some of the names as well.
+_GIVEN = ("id", "storage", "clock", "logger", "objects", "block_concurrency_while")
+
+
 class ClassSpec:
-    """A durable class as the runtime sees it: its name and the methods that stubs may call."""
+    """A durable class as the runtime sees it: its name and the methods that stubs may call.
+
+    Raises:
+        TypeError: no object could be made of it.
+    """
 
     def __init__(self, durable_class: type[DurableObject]) -> None:
         if not CLASS_NAME.fullmatch(durable_class.__name__):
             raise TypeError(f"{durable_class.__name__} can't be the name of a durable class")
+        for name in _GIVEN:
+            if inspect.getattr_static(durable_class, name) is not inspect.getattr_static(DurableObject, name):
+                raise TypeError(f"{durable_class.__name__}.{name} takes the place of what every object is given")
         self.durable_class = durable_class
         self.name = durable_class.__name__
         self.methods: MutableMapping[str, MethodSpec] = {}

@@ -26,7 +26,7 @@ class ObjectInfo:
     resident: bool
     quarantined: bool
     calls_waiting: int = 0
-    #: Why its file could not be looked into.
+    #: What keeps it from running, if it is quarantined; else why its file could not be looked into.
     problem: str | None = None
 
     def plain(self) -> dict[str, Any]:

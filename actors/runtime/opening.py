@@ -110,10 +110,11 @@ def _start(spec: ClassSpec, context: ObjectContext, services: HostServices) -> D
     storage.begin()
     before = storage.rows_changed
     instance = spec.durable_class(context)
+    if getattr(instance, "storage", None) is not storage:
+        raise TypeError(f"{spec.name}.__init__ must call super().__init__(context)")
     if not spec.starts_async:
         instance.start()
-    if storage.delete_requested:
-        raise RuntimeError("an object can't delete itself while it starts; an alarm or a method may")
+    storage.require_kept()
     if storage.rows_changed == before:
         storage.end_unchanged()
     else:

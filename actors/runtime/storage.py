@@ -75,7 +75,7 @@ class Storage:
     @cached_property
     def kv(self) -> KeyValues:
         """JSON values by key, where a table would be too much."""
-        return KeyValues(self._connection.run_own)
+        return KeyValues(self._connection.run_in_turn)
 
     def sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """Runs one statement and returns its rows. The short way, for what runs on every call.
@@ -119,6 +119,7 @@ class Storage:
         """
         if not self._takes_alarms:
             raise TypeError(f"{self._object_key} can't take an alarm: its class has no method `alarm`")
+        self._require_turn()
         self.alarm.set(at)
 
     def get_alarm(self) -> float | None:
@@ -127,6 +128,7 @@ class Storage:
 
     def delete_alarm(self) -> None:
         """Takes the alarm back. Once that is committed, a handler that fails is not tried again either."""
+        self._require_turn()
         self.alarm.delete()
 
     @property
@@ -140,8 +142,13 @@ class Storage:
 
         Its file is gone before the reply leaves.
         """
+        self._require_turn()
         # Once it is gone, what is there under its name is another object's.
         self.delete_requested = not self.deleted
+
+    def _require_turn(self) -> None:
+        if not self._connection.in_turn:
+            self._connection.refuse_outside()
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +198,7 @@ class Storage:
         try:
             if not self.deleted:
                 self._connection.run_own("BEGIN")
-                self._connection.in_turn = True
+            self._connection.in_turn = True
             self._rows_changed_before = self.rows_changed
             self._alarm_was_in_flight = self.alarm.in_flight
         except sqlite.Error as error:
@@ -259,6 +266,14 @@ class Storage:
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
             raise self.explain(error, "commit") from error
+
+    def require_kept(self) -> None:
+        """
+        Raises:
+            RuntimeError: the transaction deletes the object, which would be made again by what it starts for.
+        """
+        if self.delete_requested:
+            raise RuntimeError("an object can't delete itself while it starts; an alarm or a method may")
 
     def end(self) -> None:
         """Whoever still has it, and goes on, begins nothing any more: not even what needs no file, once it is gone."""

@@ -14,11 +14,13 @@ from actors.runtime import (
     DurableObject,
     ObjectFailed,
     ObjectReset,
+    StatementRefused,
     interleaved,
     read,
 )
 from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
+from actors.runtime.object import ClassSpec, ObjectContext
 from actors.testing import Lab
 from tests.conformance.support import call_of, outcomes_of, ticks
 
@@ -27,6 +29,13 @@ SETTINGS = HostSettings(slots=4, resident_objects_max=8)
 
 class Panic(BaseException):
     """What a library written in Rust raises: no `Exception`."""
+
+
+class Trap:
+    """Ends the process of who packs it, if it can."""
+
+    def __reduce__(self) -> str:
+        raise Panic("packed")
 
 
 class Plain(DurableObject):
@@ -48,6 +57,22 @@ class Plain(DurableObject):
     def panic(self) -> None:
         self.storage.kv.put("panicked", True)
         raise Panic("library bug")
+
+    def trap(self) -> Trap:
+        return Trap()
+
+    async def trap_later(self) -> Trap:
+        await asyncio.sleep(0)
+        return Trap()
+
+    async def put_beside(self, key: str, value: Any) -> None:
+        async def put() -> None:
+            self.put(key, value)
+
+        await asyncio.gather(put())
+
+    def replace_storage(self) -> None:
+        setattr(self, "storage", {})  # noqa: B010  as an author would who runs no mypy
 
     async def panic_later(self) -> None:
         await asyncio.sleep(0)
@@ -90,8 +115,135 @@ async def test_an_object_that_always_ends_its_activation_so_is_quarantined() -> 
     plain = plain_that(raising(SystemExit(3)))
     async with Lab([plain], settings=SETTINGS) as lab:
         bad = lab.get(plain, "acme", "bad")
-        told = [type(error).__name__ for error in await outcomes_of(*[bad.put("k", 1) for _ in range(7)])]
+        told = [type(error).__name__ for _ in range(7) for error in await outcomes_of(bad.put("k", 1))]
         assert told == ["ObjectFailed"] * 5 + ["ObjectQuarantined"] * 2
+
+
+async def test_an_activation_that_fails_tells_all_who_wait_and_counts_once() -> None:
+    failures = ["the only one"]
+
+    def on_start(self: Plain) -> None:
+        if failures:
+            raise ValueError(failures.pop())
+
+    plain = plain_that(on_start)
+    async with Lab([plain], settings=SETTINGS) as lab:
+        good = lab.get(plain, "acme", "good")
+        told = await outcomes_of(*[good.put("k", 1) for _ in range(7)])
+        assert [str(error) for error in told] == [f"{good.id} raised ValueError: activation failed: the only one"] * 7
+        await good.put("k", 2)
+        assert await good.get("k") == 2
+
+
+class Unfinished(DurableObject):
+    """Knows nothing of what it is to be given."""
+
+    def __init__(self, context: ObjectContext) -> None:
+        self.context = context
+
+    def hello(self) -> str:
+        return "hello"
+
+
+async def test_a_class_that_forgets_its_base_is_told_so_and_harms_no_neighbour() -> None:
+    async with Lab([Plain, Unfinished], settings=SETTINGS) as lab:
+        before, after = lab.get(Plain, "acme", "before"), lab.get(Plain, "acme", "zafter")
+        unfinished = lab.get(Unfinished, "acme", "unfinished")
+        told = await outcomes_of(before.put("k", 1), unfinished.hello(), after.put("k", 2))
+        assert [told[0], told[2]] == [None, None]
+        assert "Unfinished.__init__ must call super().__init__(context)" in str(told[1])
+        assert [await before.get("k"), await after.get("k")] == [1, 2]
+
+
+async def test_what_an_object_is_given_can_not_be_replaced(lab: Lab) -> None:
+    first, second = lab.get(Plain, "acme", "first"), lab.get(Plain, "acme", "second")
+    told = await outcomes_of(first.put("k", 1), second.replace_storage(), second.put("k", 2))
+    assert [told[0], told[2]] == [None, None]
+    assert isinstance(told[1], AttributeError)
+    assert [await first.get("k"), await second.get("k")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["id", "storage", "clock", "logger", "objects", "block_concurrency_while"])
+def test_a_class_can_not_have_a_method_of_its_own_where_every_object_has_something(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^Greedy.{name} takes the place of what every object is given$"):
+        ClassSpec(type("Greedy", (DurableObject,), {name: lambda self: None}))
+
+
+@pytest.mark.parametrize("method", ["start", "__init__"])
+async def test_an_object_that_deletes_itself_while_it_starts_is_not_made_again_and_again(method: str) -> None:
+    made: list[str] = []
+
+    async def delete(self: DurableObject) -> None:
+        made.append(self.id.name)
+        self.storage.delete_all()
+
+    def init(self: DurableObject, context: ObjectContext) -> None:
+        DurableObject.__init__(self, context)
+        self.block_concurrency_while(lambda: delete(self))
+
+    leaving = type("Leaving", (Plain,), {method: {"start": delete, "__init__": init}[method]})
+    async with Lab([leaving], settings=SETTINGS) as lab:
+        told = await outcomes_of(lab.get(leaving, "acme", "leaving").put("k", 1))
+        assert "can't delete itself while it starts" in str(told[0])
+    assert made == ["leaving"]
+
+
+async def test_a_result_that_would_end_the_process_when_it_is_packed_ends_its_turn_only(lab: Lab) -> None:
+    first, second = lab.get(Plain, "acme", "first"), lab.get(Plain, "acme", "second")
+    told = await outcomes_of(first.put("k", 1), second.trap(), second.trap_later(), second.put("k", 2))
+    assert [told[0], told[3]] == [None, None]
+    assert [type(error) for error in told[1:3]] == [ObjectFailed, ObjectFailed]
+
+
+# -- what a turn leaves behind
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda it: it.storage.sql("SELECT 1"),
+        lambda it: it.storage.sql_many("SELECT ?", [(1,)]),
+        lambda it: it.storage.database.table_names(),
+        lambda it: it.storage.database.conn.executescript("SELECT 1"),
+        lambda it: it.storage.kv.put("late", 1),
+        lambda it: it.storage.kv.get("k"),
+        lambda it: it.storage.set_alarm(it.clock.now()),
+        lambda it: it.storage.delete_alarm(),
+        lambda it: it.storage.delete_all(),
+        lambda it: it.storage.transaction().__enter__(),
+    ],
+)
+async def test_a_task_that_a_turn_left_behind_can_not_use_the_storage(use: Callable[[Plain], Any]) -> None:
+    class Leaky(Plain):
+        def alarm(self, info: AlarmInfo) -> None:
+            """Never rings."""
+
+        async def leave_behind(self) -> None:
+            async def later() -> None:
+                await turn_is_over.wait()
+                use(self)
+
+            left.append(asyncio.create_task(later()))
+
+    left: list[asyncio.Task[None]] = []
+    turn_is_over = asyncio.Event()
+    async with Lab([Leaky], settings=SETTINGS) as lab:
+        leaky = lab.get(Leaky, "acme", "leaky")
+        await leaky.put("k", 1)
+        await leaky.leave_behind()
+        turn_is_over.set()
+        with pytest.raises(StatementRefused, match="only the code of a turn may"):
+            await left[0]
+        # Nothing was begun that the next turn would carry out.
+        assert await leaky.get("k") == 1
+        assert lab.alarm_of(leaky) is None
+
+
+async def test_what_a_turn_awaits_as_a_task_can_not_write_outside_of_its_transaction(lab: Lab) -> None:
+    plain = lab.get(Plain, "acme", "p")
+    told = await outcomes_of(plain.put_beside("k", 1), plain.get("k"))
+    assert isinstance(told[0], StatementRefused)
+    assert told[1] is None
 
 
 async def test_a_panic_of_a_library_ends_its_turn_and_no_other_of_the_batch(lab: Lab) -> None:

@@ -196,6 +196,7 @@ def test_objects_in_quarantine_are_listed_and_released(terminal: Terminal) -> No
     (found,) = terminal.json("quarantine")
     assert (found["object"], found["quarantined"]) == ("Notebook/acme:two", True)
     assert terminal.type("quarantine")[1].splitlines()[1].split()[-1] == "quarantined"
+    assert "its add ended the host's process" in terminal.type("describe", "Notebook/acme:two")[1]
     assert terminal.json("release", "Notebook/acme:two") == [{"object": "Notebook/acme:two", "done": "released"}]
     assert "not in quarantine" in terminal.fails("release", "Notebook/acme:two")
     assert terminal.json("quarantine") == []

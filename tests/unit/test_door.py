@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import stat
 import struct
@@ -189,6 +190,22 @@ async def test_a_door_that_is_closed_admits_nobody_and_keeps_who_is_in(door: Doo
 
     assert await connect("host-0", path) is None
     assert await ask(line, [call("x")]) == [(RETURNED, "x0")]
+
+
+async def test_who_can_not_be_admitted_is_told_so_and_nobody_else_is_asked_in(door: Door, path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    line = await connect("host-0", path)
+    assert line is not None
+    with socket.socket(socket.AF_UNIX) as highest:  # the last one that may be opened
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(HostLost):
+                await line.ask([call("hello")])
+            assert not door.open(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not door.open(path)  # for a while: it calls by Ray
+    assert await connect("host-0", path) is None
 
 
 async def test_where_there_can_be_no_door_there_is_none(host: Host, tmp_path: Path) -> None:

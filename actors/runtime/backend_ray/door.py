@@ -33,6 +33,8 @@ REQUEST_BYTES_MAX = 2 * (BATCH_BYTES_MAX + CALL_BYTES_MAX)
 #: What the name of a Unix socket may have on any system.
 _PATH_BYTES_MAX = 103
 _BACKLOG = 128
+#: How long a host that could not admit somebody, with as many files open as it may have, has no door.
+_SHUT_FOR_S = 60.0
 _READ_BYTES = 256 * 1024
 _LENGTH = struct.Struct(">Q")
 
@@ -172,6 +174,7 @@ class Door:
         self._wait = wait
         self._path: Path | None = None
         self._listening: socket.socket | None = None
+        self._shut_until_s = 0.0
         self._wires: set[Wire] = set()
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -180,22 +183,16 @@ class Door:
 
         Only for who has the lock beside it.
         """
-        if self._listening is None:
-            listening = socket.socket(socket.AF_UNIX)
+        loop = asyncio.get_running_loop()
+        if self._listening is None and loop.time() >= self._shut_until_s:
             try:
-                path.unlink(missing_ok=True)
-                with _short(path) as name:
-                    listening.bind(name)
-                path.chmod(0o600)
-                listening.listen(_BACKLOG)
+                self._listening = _listen(path)
             except OSError as error:
                 logger.warning("path=%s calls go by Ray: %s", path, error)
-                listening.close()
                 return False
-            listening.setblocking(False)
-            self._path, self._listening = path, listening
-            asyncio.get_running_loop().add_reader(listening, self._admit)
-        return True
+            self._path = path
+            loop.add_reader(self._listening, self._admit)
+        return self._listening is not None
 
     def close(self) -> None:
         """Admits nobody any more. Whoever is connected stays so."""
@@ -209,8 +206,14 @@ class Door:
         assert self._listening is not None
         try:
             connection, _ = self._listening.accept()
-        except OSError:
-            return  # whoever it was has gone, or there are too many files open: then it calls by Ray
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # whoever it was has gone
+        except OSError as error:
+            # As when too many files are open. Whoever has come would wait for ever, and is told so by the shut door.
+            logger.warning("path=%s is shut for %g s, and calls go by Ray: %s", self._path, _SHUT_FOR_S, error)
+            self._shut_until_s = asyncio.get_running_loop().time() + _SHUT_FOR_S
+            self.close()
+            return
         wire = Wire(
             asyncio.get_running_loop(),
             connection,
@@ -314,6 +317,21 @@ async def connect(host: str, path: Path) -> Line | None:
         connection.close()
         return None
     return Line(host, connection)
+
+
+def _listen(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        path.unlink(missing_ok=True)
+        with _short(path) as name:
+            listening.bind(name)
+        path.chmod(0o600)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
 
 
 @contextmanager

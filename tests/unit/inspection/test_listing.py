@@ -120,7 +120,11 @@ async def test_alarms_and_quarantine_are_told_without_waking_anybody(backend: Lo
     assert (await operator.describe(alarmed)).alarm_at == NOW + 123.456
     by_name = {info.id.name: info for info in (await operator.list("Notebook")).objects}
     assert by_name["fine"].alarm_at is None
-    assert {name for name, info in by_name.items() if info.quarantined} == {"bad.one", "never made"}
+    assert {name: info.problem for name, info in by_name.items() if info.quarantined} == {
+        "bad.one": "its add ended the host's process 3 times in a row",
+        "never made": "its start ended the host's process 3 times in a row",
+    }
+    assert by_name["failed once"].problem is None
     assert names((await operator.quarantined()).objects) == ["bad.one", "never made"]
     assert names((await operator.quarantined(limit=1)).objects) == ["bad.one"]
     assert (await operator.quarantined(limit=1)).next is not None

@@ -92,7 +92,9 @@ class TestAuthorizer:
     ) -> None:
         run: Callable[[str], Any] = storage.sql if way == "sql" else storage.database.execute
         if query.startswith("VACUUM"):
-            storage.rollback()  # SQLite's own refusal comes first within a transaction
+            # SQLite's own refusal comes first within a transaction, and the connection's without one.
+            storage.rollback()
+            storage.connection.in_turn = True
         with pytest.raises(StatementRefused) as refused:
             run(query)
         assert refused.value.action == action
