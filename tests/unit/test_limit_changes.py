@@ -21,7 +21,7 @@ from deployments.limit_changes import LimitChanges
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota
 from deployments.tenant_files import TenantFiles
-from tests.unit.handles import FailingObjects, tenant
+from tests.unit.handles import FailingObjects, new_leases, tenant
 
 QUOTA = RouteQuota.of((Policy("default", 0, 5),), 1)
 DENIED = Decision(False, (0.0,), (86_400.0,))
@@ -64,9 +64,10 @@ class Replica:
     def __init__(self, objects: FailingObjects, folder: Path, name: str) -> None:
         self.limits = LiveLimits(running())
         self.denials = Denials(objects.clock.monotonic)
+        self.leases = new_leases(objects.clock, name)
         files = TenantFiles(ServiceConfig(tenants_dir=folder), running())
         self.changes = LimitChanges(
-            objects, files, self.limits, self.denials, reader=name, monotonic=objects.clock.monotonic
+            objects, files, self.limits, [self.denials, self.leases], reader=name, monotonic=objects.clock.monotonic
         )
 
     def remember(self, *clients: str) -> None:
