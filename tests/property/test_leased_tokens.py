@@ -30,8 +30,8 @@ from deployments.limiter import Limiter
 from deployments.live_limits import LiveLimits
 from tests.unit.handles import SCOPES, FailingObjects, new_leases, tenant
 
-CAPACITY, RATE, LEASED, TTL_S = 8.0, 4.0, 4.0, 2.0
-SLOWER = (24.0, 1.0)
+CAPACITY, RATE, LEASED, TTL_S = 16.0, 4.0, 3.0, 2.0
+SLOWER = (60.0, 2.0)
 REPLICAS = 2
 ROUNDING = 1e-6
 YEAR_S = 365 * 86_400.0
@@ -50,9 +50,10 @@ LIMITS = TenantLimits(
 #: What happens, in which replica, and what for: costs of requests, or seconds.
 Step: TypeAlias = tuple[str, int, float | list[float]]
 _replicas = st.integers(0, REPLICAS - 1)
-_requests = st.lists(st.sampled_from([1.0, 1.0, 1.0, 1.0, 0.0, 0.3, 2.5, 30.0]), min_size=1, max_size=12)
-_checks = st.tuples(st.just("check"), _replicas, _requests | st.integers(1, 12).map(lambda number: [1.0] * number))
-_passing = st.tuples(st.just("pass"), st.just(0), st.sampled_from([0.1, 0.5, 1.0, TTL_S, SAID_WITHIN_S, 5.0]))
+#: Few, so that a lease is left, or as many as there may be.
+_requests = st.integers(1, 4).map(lambda number: [1.0] * number) | st.sampled_from([[1.0] * 20, [0.3, 2.5, 0.0, 30.0]])
+_checks = st.tuples(st.just("check"), _replicas, _requests)
+_passing = st.tuples(st.just("pass"), st.just(0), st.sampled_from([0.1, 0.5, 1.0, TTL_S, SAID_WITHIN_S + 0.5, 10.0]))
 _giving_back = st.tuples(st.just("give back"), _replicas, st.just(0.0))
 _losses = st.tuples(
     st.sampled_from(
@@ -156,16 +157,22 @@ async def _played(steps: list[Step], *, is_lossless: bool) -> None:
                         assert any(ideal.tokens < cost + DENIED_WITHIN + ROUNDING for ideal in ideals)
 
 
-@given(steps=st.lists(_checks | _checks | _passing | _giving_back, max_size=30))
+def _schedules(*between: st.SearchStrategy[Step]) -> st.SearchStrategy[list[Step]]:
+    """Rounds of requests, time, something between, and requests again."""
+    rounds = st.tuples(_checks, _passing, st.one_of(_checks, _passing, _giving_back, *between), _checks)
+    return st.lists(rounds, min_size=1, max_size=10).map(lambda steps: list(itertools.chain.from_iterable(steps)))
+
+
+@given(steps=_schedules())
 def test_no_more_is_let_through_than_by_a_bucket_that_leases_nothing_and_little_less(steps: list[Step]) -> None:
     asyncio.run(_played(steps, is_lossless=True))
 
 
-@given(steps=st.lists(_checks | _checks | _passing | _giving_back | _losses, max_size=30))
+@given(steps=_schedules(_losses))
 def test_what_is_lost_is_spent_by_nobody(steps: list[Step]) -> None:
     asyncio.run(_played(steps, is_lossless=False))
 
 
-@given(steps=st.lists(_checks | _checks | _passing | _giving_back | _losses | _jumps, max_size=30))
+@given(steps=_schedules(_losses, _jumps))
 def test_leases_mint_nothing_when_clocks_jump(steps: list[Step]) -> None:
     asyncio.run(_played(steps, is_lossless=False))
