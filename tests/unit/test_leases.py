@@ -151,12 +151,13 @@ async def test_what_is_given_back_twice_late_or_in_excess_counts_once_and_no_mor
     bucket: Stub[TokenBucket], clock: ManualClock
 ) -> None:
     policies = [Policy("burst", 1.0, 100.0)]
+    await bucket.check(30, policies)
     (allowed, remaining, _), leased, out = await bucket.lease(20, policies, Wanted("a", 20, 2), None)
-    assert (allowed, remaining, leased, out) == (True, (60,), 20, (20,))
+    assert (allowed, remaining, leased, out) == (True, (30,), 20, (20,))
     await bucket.give_back(Ended("a", 1e300))
     await bucket.give_back(Ended("a", 20))
     await bucket.give_back(Ended("unknown", 20))
-    assert [state.tokens for state in await bucket.usage(policies)] == [80]
+    assert [state.tokens for state in await bucket.usage(policies)] == [50]
     await bucket.lease(0, policies, Wanted("b", 20, 2), None)
     await bucket.reset()
     await bucket.check(40, policies)
