@@ -2,7 +2,8 @@
 
 `TokenBucket` keeps the buckets of one client, one for each policy; `actors.bucket` says how they fill and what they
 pay. The policies come with each call, so that a changed configuration holds at once, and mints nothing. Buckets that
-are all full again and not used say no more than ones that never were: they remove themselves.
+are all full again and not used say no more than ones that never were: they remove themselves. One that never fills is
+kept for as long as its policy is.
 
 Who checks often may have some tokens on lease, to spend them without asking. They are debited first.
 """
@@ -29,12 +30,15 @@ from actors.bucket import (
     when_full,
 )
 from actors.bucket_leases import BucketLeases
+from actors.limit_news import NEWS_NAME, NEWS_TENANT, LimitNews
 from actors.runtime import AlarmInfo, DurableObject, InvalidArgument, idempotent, read
 
 #: Of one call. As many as a tenant may have, and room for more.
 POLICIES_MAX: Final = 16
 #: Buckets are removed so long after they were full. Clients that come and go within it cost no new file each time.
 KEPT_FULL_S: Final = 60.0
+#: How often it is looked whether a policy that never fills is still there.
+NEVER_FULL_AGAIN_S: Final = 7 * 86_400.0
 #: Shorter than a full bucket is kept: with the bucket, what is known of its leases goes.
 LEASE_MAX_S: Final = 30.0
 #: By then the holder of a lease that is over has said what was left.
@@ -196,26 +200,47 @@ class TokenBucket(DurableObject):
         # What is known here is what is stored. It is looked up again if the turn is undone in the middle.
         self._stored = None
         self.storage.sql(_SAVE[len(states)], *binds)
-        if latest is not None and self.storage.get_alarm() is None:
+        if self.storage.get_alarm() is None:
             self._look_again(latest)
         for policy, state in zip(policies, states, strict=True):
             stored[policy[0]] = state
             self._leases.counted(policy[0], state.updated_at)
         self._stored = stored
 
-    def alarm(self, info: AlarmInfo) -> None:
-        """Removes buckets that are full and were not used since."""
-        ((all_full_at, all_fill),) = self.storage.sql("SELECT max(full_at), count(*) = count(full_at) FROM bucket")
-        if all_full_at is None or not all_fill:
-            return  # the next check sets another
-        if all_full_at + KEPT_FULL_S <= self.clock.now():
+    async def alarm(self, info: AlarmInfo) -> None:
+        """Removes buckets that are full and were not used since.
+
+        One that never fills stays, since without it the client would get its tokens again: until the tenant has no such
+        policy any more.
+        """
+        if self._never_full():
+            news = self.objects.namespace(LimitNews).get(NEWS_TENANT, NEWS_NAME)
+            policies: list[str] = await news.policies(self.id.tenant)
+            if policies:
+                self._keep_only(policies)
+        if self._never_full():
+            self._look_again(None)
+            return
+        ((all_full_at,),) = self.storage.sql("SELECT max(full_at) FROM bucket")
+        if all_full_at is None or all_full_at + KEPT_FULL_S <= self.clock.now():
             self._forget()
         else:
             self._look_again(all_full_at)
 
-    def _look_again(self, full_at: float) -> None:
+    def _never_full(self) -> bool:
+        return bool(self.storage.sql("SELECT 1 FROM bucket WHERE full_at IS NULL"))
+
+    def _keep_only(self, policies: Sequence[str]) -> None:
+        self._stored = None
+        marks = ", ".join("?" * len(policies))
+        self.storage.sql(f"DELETE FROM bucket WHERE policy NOT IN ({marks})", *policies)  # noqa: S608  marks alone
+        self.storage.sql(f"DELETE FROM lease WHERE policy NOT IN ({marks})", *policies)  # noqa: S608
+
+    def _look_again(self, full_at: float | None) -> None:
         # Not with each check: one that is set comes early enough. A bucket that takes years to fill is looked at daily.
-        self.storage.set_alarm(min(full_at, self.clock.now() + RETRY_AFTER_MAX_S) + KEPT_FULL_S)
+        now = self.clock.now()
+        at = now + NEVER_FULL_AGAIN_S if full_at is None else min(full_at, now + RETRY_AFTER_MAX_S) + KEPT_FULL_S
+        self.storage.set_alarm(at)
 
     @read
     def usage(self, policies: Sequence[Row]) -> tuple[State, ...]:

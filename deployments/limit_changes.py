@@ -67,6 +67,8 @@ class LimitChanges:
         self._monotonic = monotonic
         self._sleep = sleep
         self._looking = asyncio.Lock()
+        #: Whether the news know which policies there are.
+        self._are_known = False
 
     # -- telling
 
@@ -112,6 +114,8 @@ class LimitChanges:
         """Looks at the files for as long as it runs."""
         while True:
             await self.look()
+            if not self._are_known:
+                await self._make_known()
             await self._sleep(LOOK_EVERY_S)
 
     async def look(self) -> Standing:
@@ -121,8 +125,17 @@ class LimitChanges:
             standing = self._files.standing()
             if changed:
                 self._clear()
+                self._are_known = False
                 logger.warning("limits have changed of: %s", ", ".join(changed))
         return standing
+
+    async def _make_known(self) -> None:
+        self._are_known = True  # unless they change meanwhile
+        try:
+            await self._news.know(self._limits.policies())
+        except DurableError as error:
+            self._are_known = False
+            logger.warning("the news of limits are not told of policies: %s", error)
 
     def _clear(self) -> None:
         for memory in self._memories:

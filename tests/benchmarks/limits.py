@@ -15,7 +15,7 @@ from tests.paced_load import load
 
 KEY: Final = "sk-flooded"
 #: What the tenant `flooded` has.
-CAPACITY: Final = 100.0
+CAPACITY: Final = 300.0
 REFILL_PER_SECOND: Final = 50.0
 CLIENTS: Final = 50
 FOR_S: Final = 20.0

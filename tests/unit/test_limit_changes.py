@@ -332,3 +332,25 @@ async def test_files_are_looked_at_again_and_again(objects: FailingObjects, fold
     with pytest.raises(asyncio.CancelledError):
         await replica.changes.watch()
     assert replica.limits.of("acme").routes["kv"].policies[0].capacity == 200
+
+
+async def test_buckets_can_learn_which_policies_there_are_and_were_told_again_where_that_failed(
+    objects: FailingObjects, folder: Path, news: Stub[LimitNews], caplog: pytest.LogCaptureFixture
+) -> None:
+    written(folder)
+    replica, known = Replica(objects, folder, "one"), [await news.policies("acme")]
+    objects.failing["LimitNews", "know"] = [ObjectReset("LimitNews/_service:limits", "lost")] * 100
+
+    async def next_look(_: float) -> None:
+        objects.failing.clear()
+        known.append(await news.policies("acme"))
+        if len(known) == 4:
+            written(folder, limits="{policies: [{name: burst, capacity: 5, refill_per_second: 1}]}")
+        if len(known) == 6:
+            raise asyncio.CancelledError
+
+    replica.changes._sleep = next_look  # what it was given
+    with pytest.raises(asyncio.CancelledError):
+        await replica.changes.watch()
+    assert known == [[], [], ["default"], ["default"], ["burst"], ["burst"]]
+    assert "the news of limits are not told of policies" in caplog.text
