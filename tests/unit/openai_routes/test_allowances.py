@@ -146,6 +146,34 @@ async def test_a_question_that_is_denied_leaves_no_session_behind(
     assert {method for name, method in lab.talk.objects.calls if name == "ChatSession"} <= {"has_begun"}
 
 
+class OnSecondCall(dict[str, Exception]):
+    """What a handle raises when a method is called for the second time."""
+
+    def __init__(self, **errors: Exception) -> None:
+        super().__init__(errors)
+        self._called: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name in self._called:
+            return super().get(name, default)
+        self._called.add(name)
+        return default
+
+
+async def test_a_copy_that_was_made_for_an_answer_goes_where_that_is_denied(app: FastAPI, lab: Lab) -> None:
+    async with lab.client(app, KEY) as client:
+        first = await client.responses.create(model="embedded", input="Why?")
+        await client.responses.create(model="embedded", input="And?", previous_response_id=first.id)
+        before = await listed(lab)
+        lab.chat.errors = OnSecondCall(begin=BudgetExceeded(("daily",), 5.0))
+        with pytest.raises(openai.RateLimitError):
+            await client.responses.create(model="embedded", input="Or?", previous_response_id=first.id)
+        assert await listed(lab) == before
+        lab.chat.errors = {}
+        await client.responses.create(model="embedded", input="Or?", previous_response_id=first.id)
+        assert len(await listed(lab)) == len(before) + 1
+
+
 async def test_a_chat_of_the_ai_sdk_that_was_denied_goes_on_in_one_session(app: FastAPI, lab: Lab) -> None:
     lab.chat.errors["begin"] = BudgetExceeded(("daily",), 5.0)
     async with http(lab, app) as client:
