@@ -13,9 +13,9 @@ from tests.benchmarks.report import Row
 from tests.integration.conftest import Service
 from tests.paced_load import load
 
-KEY: Final = "sk-flooded"
-#: What the tenant `flooded` has.
-CAPACITY: Final = 300.0
+KEY: Final = "sk-paced"
+#: What the tenant `paced` has.
+CAPACITY: Final = 100.0
 REFILL_PER_SECOND: Final = 50.0
 CLIENTS: Final = 50
 FOR_S: Final = 20.0
