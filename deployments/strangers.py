@@ -2,7 +2,8 @@
 
 The first request of a client makes its bucket a file, or opens it: a hundred times the work of those that follow, done
 by a host that others wait for. So of those that were not seen lately only few are asked for at once; they wait for each
-other, here, and clients that are known wait for hardly any of them. Nobody is refused for being new.
+other, here, and clients that are known wait for hardly any of them. Nobody is refused for being new, unless so many wait
+that they would take the places of those who are known.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from actors import ObjectOverloaded, TokenBucket
+
 #: As many as keep two hosts busy.
 AT_ONCE_MAX = 2
+#: Requests that wait. Half of those that a process takes at once: the others are for clients that are known.
+WAITING_MAX = 250
+RETRY_AFTER_S = 1.0
 #: Clients that are known, in two halves: once the newer one is full it becomes the older, which is forgotten.
 KNOWN_MAX = 20_000
 
@@ -22,9 +28,14 @@ class Strangers:
     Args:
         at_once_max: how many new clients may be asked for at once.
         known_max: how many clients are known at most.
+        waiting_max: how many requests may wait.
     """
 
-    def __init__(self, at_once_max: int = AT_ONCE_MAX, known_max: int = KNOWN_MAX) -> None:
+    def __init__(
+        self, at_once_max: int = AT_ONCE_MAX, known_max: int = KNOWN_MAX, waiting_max: int = WAITING_MAX
+    ) -> None:
+        self._waiting = 0
+        self._waiting_max = waiting_max
         self._turns = asyncio.Semaphore(at_once_max)
         self._half_max = known_max // 2
         self._newer: set[tuple[str, str]] = set()
@@ -42,9 +53,22 @@ class Strangers:
 
     @contextlib.asynccontextmanager
     async def turn(self, tenant: str, client: str) -> AsyncIterator[None]:
-        """Waits for those before it; it is known when it is left without an error."""
-        async with self._turns:
+        """Waits for those before it; it is known when it is left without an error.
+
+        Raises:
+            ObjectOverloaded: too many wait.
+        """
+        if self._waiting >= self._waiting_max:
+            raise ObjectOverloaded(f"{TokenBucket.__name__}/{tenant}:{client}", "many new clients wait", RETRY_AFTER_S)
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
             yield
+        finally:
+            self._turns.release()
         self._meet((tenant, client))
 
     def _meet(self, key: tuple[str, str]) -> None:

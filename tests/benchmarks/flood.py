@@ -18,6 +18,7 @@ from tests.benchmarks.report import Row
 from tests.integration.conftest import Service
 
 KEY: Final = "sk-flooded"
+HONEST: Final = "honest"
 CLIENTS: Final = 20_000
 CLIENTS_QUICK: Final = 3_000
 #: New clients a second, each of which gets a database of its own.
@@ -102,7 +103,8 @@ async def _beside(url: str, strangers: Iterable[int]) -> float:
             sent_s = time.perf_counter()
             async with http.post("/ratelimit/check", headers={"x-client": client}) as answer:
                 await answer.read()
-                if answer.status != 200:
+                # Where too many strangers wait, more are asked to come later.
+                if answer.status != 200 and (client == HONEST or answer.status != 503):
                     raise RuntimeError(f"a check was answered {answer.status}")
             return time.perf_counter() - sent_s
 
@@ -119,7 +121,7 @@ async def _beside(url: str, strangers: Iterable[int]) -> float:
             def until_the_flood_is_over() -> Iterable[str]:
                 number = 0
                 while number < least or not flood_is_over.is_set():
-                    yield "honest"
+                    yield HONEST
                     number += 1
 
             await paced(until_the_flood_is_over(), HONEST_RATE, times_s)
@@ -128,7 +130,7 @@ async def _beside(url: str, strangers: Iterable[int]) -> float:
             await paced((f"stranger-{number}" for number in strangers), FLOOD_RATE, [])
             flood_is_over.set()
 
-        await request("honest")
+        await request(HONEST)
         async with asyncio.TaskGroup() as both:
             both.create_task(honest())
             both.create_task(flood())
