@@ -63,7 +63,7 @@ async def test_as_many_wait_as_leave_room_for_clients_that_are_known() -> None:
         async with strangers.turn("acme", client):
             await may_go.wait()
 
-    coming = [asyncio.create_task(come(client)) for client in ("a", "b", "c")]
+    coming = [asyncio.create_task(come(client)) for client in ("a", "b", "b", "c")]
     await asyncio.sleep(0)
     with pytest.raises(ObjectOverloaded) as refused:
         await come("d")
