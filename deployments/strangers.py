@@ -17,7 +17,7 @@ from actors import ObjectOverloaded, TokenBucket
 
 #: As many as keep two hosts busy.
 AT_ONCE_MAX = 2
-#: Clients that wait, each mostly with one request. Half of those that a process takes at once: the others are for clients that are known.
+#: Clients that wait, each mostly with one request. Half of what a process takes at once is left to those it knows.
 WAITING_MAX = 250
 RETRY_AFTER_S = 1.0
 #: Clients that are known, in two halves: once the newer one is full it becomes the older, which is forgotten.
