@@ -12,6 +12,9 @@ holds as much, which is then taken; one that is not allowed takes nothing. With 
 A client may have several, one for each policy. They are asked together: all that count pay, or none does. A policy in
 shadow takes what it would, and denies nothing.
 
+Tokens may be out on lease: taken, and not known to be spent. Until the lease has ended, the bucket fills only to what
+is left of its capacity, so that what it holds and what is out are never more than that.
+
 This is the arithmetic alone, with the time as a parameter. It never gives more than it was given, whatever the clock,
 the costs and the policies do: a clock that goes back adds nothing, and what came while a policy was changed is counted
 by the smaller of its two rates.
@@ -20,7 +23,7 @@ by the smaller of its two rates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeAlias
 
 from actors.runtime import InvalidArgument
@@ -53,6 +56,13 @@ class State(NamedTuple):
     capacity: float | None = None
 
 
+class Lease(NamedTuple):
+    """Tokens of one bucket that somebody may spend until then (seconds since 1970)."""
+
+    tokens: float
+    until: float
+
+
 class Decision(NamedTuple):
     """The verdict on one request, and what it is made of, policy by policy, in the order in which they were given.
 
@@ -64,13 +74,20 @@ class Decision(NamedTuple):
     retry_after_s: tuple[float, ...]
 
 
-def refill(state: State | None, policy: Row, now: float) -> State:
+def refill(state: State | None, policy: Row, now: float, leases: Collection[Lease] = ()) -> State:
     """What the bucket holds now. A new one is full; a clock that went back adds nothing and takes nothing."""
-    tokens, updated_at = _held(state, policy, now)
+    tokens, updated_at = _held(state, policy, now, leases)
     return State(tokens, updated_at, policy[1], policy[2])
 
 
-def _held(state: State | None, policy: Row, now: float) -> tuple[float, float]:
+def take_back(state: State, policy: Row, lease: Lease, unspent: float, now: float, others: Collection[Lease]) -> State:
+    """What the bucket holds when a lease ends of which so much was not spent. `others` go on."""
+    held = refill(state, policy, now, [lease, *others])
+    back = min(unspent, lease.tokens)
+    return held._replace(tokens=min(held.tokens + back, _room(policy[2], held.updated_at, others)))
+
+
+def _held(state: State | None, policy: Row, now: float, leases: Collection[Lease]) -> tuple[float, float]:
     """Tokens, and when they are counted."""
     if state is None:
         return policy[2], now
@@ -80,10 +97,21 @@ def _held(state: State | None, policy: Row, now: float) -> tuple[float, float]:
         rate = policy[1]
     if capacity is None or capacity > policy[2]:
         capacity = policy[2]
+    if leases:
+        for until in sorted([lease.until for lease in leases]):
+            if updated_at < until < now:
+                room = _room(capacity, updated_at, leases)
+                tokens, updated_at = min(room, tokens + (until - updated_at) * rate), until
+        capacity = _room(capacity, updated_at, leases)
     if now > updated_at:
         tokens += (now - updated_at) * rate
         updated_at = now
     return (tokens if tokens < capacity else capacity), updated_at
+
+
+def _room(capacity: float, now: float, leases: Collection[Lease]) -> float:
+    """What the bucket may hold beside what is out."""
+    return max(0.0, capacity - sum([lease.tokens for lease in leases if lease.until > now]))
 
 
 def is_changed(state: State | None, policy: Row) -> bool:
@@ -100,7 +128,11 @@ def when_full(state: State) -> float | None:
 
 
 def charge(
-    states: Sequence[State | None], policies: Sequence[Row], cost: float, now: float
+    states: Sequence[State | None],
+    policies: Sequence[Row],
+    cost: float,
+    now: float,
+    leases: Sequence[Collection[Lease]] | None = None,
 ) -> tuple[list[State], Decision]:
     """Takes `cost` tokens from all buckets if all that count hold as much.
 
@@ -109,19 +141,18 @@ def charge(
         policies: one for each bucket.
         cost: what the request costs.
         now: seconds since 1970.
+        leases: those of each bucket that may not have ended; None where there are none.
 
     Raises:
         InvalidArgument: the cost is negative, infinite or no number.
     """
-    # Not math.isfinite: it raises for a whole number too large for a float.
-    if not 0 <= cost < math.inf:
-        raise InvalidArgument("cost", cost, "must be a number from 0")
+    require_amount("cost", cost)
     # Plain loops: this runs with each request of each client.
     held: list[tuple[float, float]] = []
     waits: list[float] = []
     allowed = True
-    for state, policy in zip(states, policies, strict=True):
-        tokens, updated_at = now_held = _held(state, policy, now)
+    for state, policy, out in zip(states, policies, leases or [()] * len(policies), strict=True):
+        tokens, updated_at = now_held = _held(state, policy, now, out)
         held.append(now_held)
         if cost <= tokens:
             waits.append(0.0)
@@ -136,6 +167,16 @@ def charge(
         after.append(State(tokens, updated_at, policy[1], policy[2]))
         remaining.append(tokens)
     return after, Decision(allowed, tuple(remaining), tuple(waits))
+
+
+def require_amount(field: str, tokens: float) -> None:
+    """
+    Raises:
+        InvalidArgument
+    """
+    # Not math.isfinite: it raises for a whole number too large for a float.
+    if not 0 <= tokens < math.inf:
+        raise InvalidArgument(field, tokens, "must be a number from 0")
 
 
 def _wait_s(tokens: float, updated_at: float, policy: Row, cost: float, now: float) -> float:

@@ -7,10 +7,13 @@ told that it holds everywhere.
 A reader counts for `LEASE_S` after each poll: it must not act on what it remembers once its last poll that was answered
 was sent longer ago than that. So nobody acts on old news after `heard`: who has not heard can't be trusting its memory
 any more. It keeps the last `KEPT_MAX` pieces of news; who has missed some is told so, and forgets everything.
+
+It also knows which policies each tenant has, for buckets that nobody asks any more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlite_utils import Database
@@ -38,6 +41,11 @@ def create_tables(database: Database) -> None:
         "CREATE TABLE news (number INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, client TEXT NOT NULL)"
     )
     database.execute("CREATE TABLE reader (name TEXT PRIMARY KEY) WITHOUT ROWID")
+
+
+@migrations()
+def keep_policies(database: Database) -> None:
+    database.execute("CREATE TABLE policy (tenant TEXT, name TEXT, PRIMARY KEY (tenant, name)) WITHOUT ROWID")
 
 
 class Told(TypedDict):
@@ -98,6 +106,18 @@ class LimitNews(DurableObject):
         """Whether every reader that is there has heard of it; waits for them for a while."""
         await self._news.until(lambda: not self._deaf(number), min(wait_s, POLL_WAIT_MAX_S))
         return not self._deaf(number)
+
+    @idempotent
+    def know(self, policies: Mapping[str, Sequence[str]]) -> None:
+        """What the policies of these tenants are called now. Of others it keeps what it was told before."""
+        for tenant, names in policies.items():
+            self.storage.sql("DELETE FROM policy WHERE tenant = ?", tenant)
+            self.storage.sql_many("INSERT INTO policy (tenant, name) VALUES (?, ?)", [(tenant, name) for name in names])
+
+    @read
+    def policies(self, tenant: str) -> list[str]:
+        """The names of the tenant's policies; none where nobody has said."""
+        return [name for (name,) in self.storage.sql("SELECT name FROM policy WHERE tenant = ?", tenant)]
 
     def _deaf(self, number: int) -> list[str]:
         now_s = self.clock.monotonic()

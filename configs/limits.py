@@ -53,6 +53,13 @@ def _client_key_part(part: str) -> str:
     return f"header:{header.lower()}"
 
 
+class LeaseConfig(Config):
+    """How much a process may take of a bucket ahead of the requests that it is for, and for how long."""
+
+    tokens: float = Field(gt=0, le=1_000_000)
+    ttl_s: float = Field(default=2.0, gt=0, le=30)
+
+
 class PolicyConfig(Config):
     """A bucket that each client has."""
 
@@ -62,6 +69,7 @@ class PolicyConfig(Config):
     refill_per_second: Rate
     routes: Annotated[tuple[RouteName, ...], Field(strict=False, min_length=1)] | None = None
     shadow: bool = False
+    lease: LeaseConfig | None = None
 
 
 class TenantLimits(Config):

@@ -1,15 +1,16 @@
 """Which clients can't pay now, as far as is known here?
 
-A bucket only refills. So once its owner has said what it holds, that and what may have come since is the most that it
-can hold, and a request that costs more is denied without asking. This is exact: a request that could pay always gets to
-the owner. What makes a bucket hold more than that drops what is known of it: a reset, and changed limits. Both come as
-news (`deployments.limit_listener`), and while it is not certain that news would come, nothing is answered from here.
+A bucket only refills. So once its owner has said what it holds, that and what may have come since, with what others may
+give back of their leases, is the most that it can hold, and a request that costs more is denied without asking. This is
+exact: a request that could pay always gets to the owner. What makes a bucket hold more than that drops what is known of
+it: a reset, and changed limits. Both come as news (`deployments.limit_changes`), and while it is not certain that news
+would come, nothing is answered from here.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from actors.bucket import RETRY_AFTER_MAX_S, RETRY_AFTER_MIN_S, Decision, Row
@@ -86,13 +87,20 @@ class Denials:
         return self._monotonic(), self._drops
 
     def remember(
-        self, tenant: str, client: str, quota: RouteQuota, decision: Decision, asked: tuple[float, int]
+        self,
+        tenant: str,
+        client: str,
+        quota: RouteQuota,
+        decision: Decision,
+        asked: tuple[float, int],
+        out: Sequence[float] | None = None,
     ) -> None:
-        """Notes what the owner said, if nothing was dropped since it was asked."""
+        """Notes what the owner said, if nothing was dropped since it was asked. `out`: what may be given back."""
         at_s, drops = asked
         if drops != self._drops:
             return
-        self._known[tenant, client] = _Known(at_s=at_s, tokens=dict(zip(quota.rows, decision.remaining, strict=True)))
+        most = decision.remaining if out is None else map(sum, zip(decision.remaining, out, strict=True))
+        self._known[tenant, client] = _Known(at_s=at_s, tokens=dict(zip(quota.rows, most, strict=True)))
         self._known.move_to_end((tenant, client))
         if len(self._known) > self._clients_max:
             self._known.popitem(last=False)

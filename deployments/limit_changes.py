@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from actors import DurableError, LimitNews, Objects
 from actors.limit_news import LEASE_S, NEWS_NAME, NEWS_TENANT, POLL_WAIT_MAX_S
 from actors.runtime import ObjectReset
-from deployments.denials import Denials
 from deployments.live_limits import LiveLimits
 from deployments.tenant_files import Standing, TenantFiles
 
@@ -26,13 +26,23 @@ PAUSE_S = 0.5
 HEARD_TRIES_MAX = int(LEASE_S / POLL_WAIT_MAX_S) + 2
 
 
+class Remembers(Protocol):
+    """What knows something of clients that the news may make untrue."""
+
+    def certain_until(self, until_s: float) -> None: ...
+
+    def forget(self, tenant: str, client: str) -> None: ...
+
+    def clear(self) -> None: ...
+
+
 class LimitChanges:
     """
     Args:
         objects: where the news are.
         files: what the limits are written in.
         limits: what they are replaced in.
-        denials: what is forgotten of clients.
+        memories: what is known of clients, to be forgotten.
         reader: a name that no other process has.
         monotonic: seconds, of a clock that nobody sets.
         sleep: waits.
@@ -43,7 +53,7 @@ class LimitChanges:
         objects: Objects,
         files: TenantFiles,
         limits: LiveLimits,
-        denials: Denials,
+        memories: Sequence[Remembers],
         *,
         reader: str,
         monotonic: Callable[[], float],
@@ -52,11 +62,13 @@ class LimitChanges:
         self._news = objects.namespace(LimitNews).get(NEWS_TENANT, NEWS_NAME)
         self._files = files
         self._limits = limits
-        self._denials = denials
+        self._memories = memories
         self._reader = reader
         self._monotonic = monotonic
         self._sleep = sleep
         self._looking = asyncio.Lock()
+        #: Whether the news know which policies there are.
+        self._are_known = False
 
     # -- telling
 
@@ -89,18 +101,21 @@ class LimitChanges:
         sent_s = self._monotonic()
         page = await self._news.poll(self._reader, after)
         if after is None or page["missed"]:
-            self._denials.clear()
+            self._clear()
         if page["missed"] or any(not told["tenant"] for told in page["told"]):
             await self.look()
-        for told in page["told"]:
-            self._denials.forget(told["tenant"], told["client"])
-        self._denials.certain_until(sent_s + LEASE_S)
+        for memory in self._memories:
+            for told in page["told"]:
+                memory.forget(told["tenant"], told["client"])
+            memory.certain_until(sent_s + LEASE_S)
         return int(page["number"])
 
     async def watch(self) -> None:
         """Looks at the files for as long as it runs."""
         while True:
             await self.look()
+            if not self._are_known:
+                await self._make_known()
             await self._sleep(LOOK_EVERY_S)
 
     async def look(self) -> Standing:
@@ -109,6 +124,19 @@ class LimitChanges:
             changed = self._limits.replace(await asyncio.to_thread(self._files.look))
             standing = self._files.standing()
             if changed:
-                self._denials.clear()
+                self._clear()
+                self._are_known = False
                 logger.warning("limits have changed of: %s", ", ".join(changed))
         return standing
+
+    async def _make_known(self) -> None:
+        self._are_known = True  # unless they change meanwhile
+        try:
+            await self._news.know(self._limits.policies())
+        except DurableError as error:
+            self._are_known = False
+            logger.warning("the news of limits are not told of policies: %s", error)
+
+    def _clear(self) -> None:
+        for memory in self._memories:
+            memory.clear()

@@ -2,6 +2,7 @@
 
 Each client has a `TokenBucket` keyed `tenant:client`, which keeps a bucket for each of the tenant's policies; all that
 count pay, or none does. A client that can't pay yet is denied here as long as that is certain (`deployments.denials`).
+Where its policies say so, one that asks often is let through by tokens that were debited before (`deployments.leases`).
 Where the owner of the buckets can't be asked for `fail_after_s`, the tenant's limits say whether the request is let
 through, or refused.
 """
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 
 from actors import DurableError, InvalidArgument, ObjectReset, Objects, TokenBucket
 from actors.bucket import Decision, State
+from actors.runtime.namespace import Stub
 from configs.limits import PolicyConfig, RouteName
 from deployments.client_name import Requester, client_name
 from deployments.denials import Denials
 from deployments.errors import QuotaExceeded
+from deployments.leases import Leases
 from deployments.limit_counts import LimitCounts
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota, TenantQuotas
@@ -27,6 +30,10 @@ from deployments.strangers import Strangers
 #: tokens; none gives any.
 CHECK_PAUSE_S = 0.05
 CHECK_PAUSE_MAX_S = 1.0
+#: Leases that are over are given back together, so many calls at once.
+GIVE_BACK_EVERY_S = 0.5
+GIVE_BACK_AT_ONCE_MAX = 100
+GIVE_BACK_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +81,7 @@ class Limiter:
         objects: where the buckets are.
         limits: what each tenant allows.
         denials: who can't pay now.
+        leases: who has paid ahead.
         counts: told of what went wrong, and of who was denied.
         monotonic: seconds, of a clock that nobody sets.
         sleep: waits between two tries.
@@ -86,6 +94,7 @@ class Limiter:
         limits: LiveLimits,
         *,
         denials: Denials,
+        leases: Leases,
         counts: LimitCounts,
         monotonic: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -94,6 +103,7 @@ class Limiter:
         self._buckets = objects.namespace(TokenBucket)
         self._limits = limits
         self._denials = denials
+        self._leases = leases
         self._counts = counts
         self._monotonic = monotonic
         self._sleep = sleep
@@ -125,7 +135,11 @@ class Limiter:
         if not quota.rows:
             return Verdict(allowed=True, quota=quota, decision=None)
         client = client_name(quotas.client_key, requester)
-        decision = self._denials.answer(tenant, client, quota, cost)
+        decision = None
+        if quota.lease is not None:
+            decision = self._leases.spend(tenant, client, quota, cost)
+        if decision is None:
+            decision = self._denials.answer(tenant, client, quota, cost)
         if decision is None:
             try:
                 decision = await self._ask(tenant, client, quota, cost, quotas.fail_after_s)
@@ -151,11 +165,11 @@ class Limiter:
             bucket = self._buckets.get(tenant, client, timeout_s=max(CHECK_PAUSE_S, give_up_s - asked[0]))
             try:
                 if self._strangers.is_known(tenant, client):
-                    decision = Decision(*await bucket.check(cost, quota.rows))
+                    decision, out = await self._charge(bucket, quota, cost)
                 else:
                     # Not while it waits for another try: others may have buckets in a host that is there.
                     async with self._strangers.turn(tenant, client):
-                        decision = Decision(*await bucket.check(cost, quota.rows))
+                        decision, out = await self._charge(bucket, quota, cost)
             except ObjectReset:
                 if self._monotonic() + pause_s >= give_up_s:
                     raise
@@ -163,8 +177,38 @@ class Limiter:
                 pause_s = min(2 * pause_s, CHECK_PAUSE_MAX_S)
                 continue
             if not decision.allowed:
-                self._denials.remember(tenant, client, quota, decision, asked)
+                self._denials.remember(tenant, client, quota, decision, asked, out)
             return decision
+
+    async def _charge(
+        self, bucket: Stub[TokenBucket], quota: RouteQuota, cost: float
+    ) -> tuple[Decision, tuple[float, ...] | None]:
+        """One call of the owner. Returns what it decided, and what may be given back to it, if anything."""
+        if quota.lease is None:
+            return Decision(*await bucket.check(cost, quota.rows)), None
+        asking = self._leases.ask(bucket.id.tenant, bucket.id.name, quota)
+        decision, leased = None, 0.0
+        try:
+            wanted = None if asking.wanted is None else tuple(asking.wanted)
+            ended = None if asking.ended is None else tuple(asking.ended)
+            answer, leased, out = await bucket.lease(cost, quota.rows, wanted, ended)
+            decision = Decision(*answer)
+        finally:
+            self._leases.asked(asking, decision, leased)
+        # What is on lease here is the client's to spend.
+        return decision._replace(remaining=tuple([tokens + leased for tokens in decision.remaining])), out
+
+    async def give_back(self) -> None:
+        """Has buckets get back what is left of leases that have ended. What can't be told is lost."""
+        due = self._leases.due()
+        for first in range(0, len(due), GIVE_BACK_AT_ONCE_MAX):
+            told = [
+                self._buckets.get(tenant, client, timeout_s=GIVE_BACK_TIMEOUT_S).give_back(tuple(ended))
+                for tenant, client, ended in due[first : first + GIVE_BACK_AT_ONCE_MAX]
+            ]
+            for problem in await asyncio.gather(*told, return_exceptions=True):
+                if problem is not None and not isinstance(problem, DurableError):
+                    raise problem
 
     async def usage(self, requester: Requester) -> Usage:
         tenant = requester.principal.tenant

@@ -22,6 +22,10 @@ class LiveLimits:
     def of(self, tenant: str) -> TenantQuotas:
         return self._quotas[tenant]
 
+    def policies(self) -> dict[str, list[str]]:
+        """What the policies of each tenant are called."""
+        return {name: [policy.name for policy in limits.all_policies] for name, limits in self._limits.items()}
+
     def replace(self, limits: Mapping[str, TenantLimits]) -> list[str]:
         """Puts these in place of what there is. Returns the tenants for which that is anything new."""
         changed = [name for name, new in limits.items() if self._limits.get(name, new) != new]

@@ -8,13 +8,13 @@ structured fields (RFC 9651). Policies in shadow are not told of: they do not li
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from actors.bucket import Decision, Policy, Row
-from configs.limits import ROUTES, PolicyConfig, RouteName, TenantLimits
+from configs.limits import ROUTES, LeaseConfig, PolicyConfig, RouteName, TenantLimits
 
 REQUEST_COST = 1.0
 #: A structured field's whole numbers have 15 digits. What takes longer is as good as never.
@@ -31,6 +31,7 @@ class RouteQuota:
         cost: What a request takes from each.
         policy_field: The value of `RateLimit-Policy`.
         labels: What begins each one's part of `RateLimit`.
+        lease: What may be taken from all of them ahead: the least of what each allows. None where one allows nothing.
     """
 
     policies: tuple[Policy, ...]
@@ -39,9 +40,10 @@ class RouteQuota:
     cost: float
     policy_field: str
     labels: tuple[str, ...]
+    lease: LeaseConfig | None = None
 
     @classmethod
-    def of(cls, policies: tuple[Policy, ...], cost: float) -> RouteQuota:
+    def of(cls, policies: tuple[Policy, ...], cost: float, lease: LeaseConfig | None = None) -> RouteQuota:
         counting = tuple(number for number, policy in enumerate(policies) if not policy.shadow)
         return cls(
             policies=policies,
@@ -50,6 +52,7 @@ class RouteQuota:
             cost=cost,
             policy_field=", ".join(_policy_item(policies[number]) for number in counting),
             labels=tuple(f'"{policies[number].name}";r=' for number in counting),
+            lease=lease,
         )
 
     def left_field(self, decision: Decision) -> str:
@@ -106,7 +109,7 @@ class TenantQuotas:
 
         def quota(route: RouteName) -> RouteQuota:
             here = [config for config in configs if config.routes is None or route in config.routes]
-            return RouteQuota.of(tuple(map(_policy, here)), limits.costs.get(route, REQUEST_COST))
+            return RouteQuota.of(tuple(map(_policy, here)), limits.costs.get(route, REQUEST_COST), _lease(here))
 
         return cls(
             client_key=limits.client_key,
@@ -120,3 +123,11 @@ class TenantQuotas:
 
 def _policy(config: PolicyConfig) -> Policy:
     return Policy(config.name, config.refill_per_second, config.capacity, config.shadow)
+
+
+def _lease(configs: Sequence[PolicyConfig]) -> LeaseConfig | None:
+    """A request pays from all of its policies at once, so each token on lease is one from each of them."""
+    leases = [config.lease for config in configs if config.lease is not None]
+    if not leases or len(leases) < len(configs):
+        return None
+    return LeaseConfig(tokens=min(lease.tokens for lease in leases), ttl_s=min(lease.ttl_s for lease in leases))

@@ -21,9 +21,10 @@ from deployments.denials import Denials
 from deployments.idempotency import Idempotency
 from deployments.ingress.addresses import ClientAddresses
 from deployments.keyring import Keyring
+from deployments.leases import Leases
 from deployments.limit_changes import LimitChanges
 from deployments.limit_counts import TELL_EVERY_S, LimitCounts, Outcome
-from deployments.limiter import Limiter
+from deployments.limiter import GIVE_BACK_EVERY_S, Limiter
 from deployments.live_limits import LiveLimits
 from deployments.model_client import Models
 from deployments.sessions import Sessions
@@ -89,12 +90,13 @@ class Services:
             peer_header: in which Serve's own proxy says who connected to it, if it does.
             chat, model, embedding, ingest, search: the other deployments.
         """
-        limits, denials, counts = LiveLimits(tenants), Denials(monotonic), LimitCounts(count)
+        limits, counts = LiveLimits(tenants), LimitCounts(count)
+        denials, leases = Denials(monotonic), Leases(monotonic, new_id=lambda: secrets.token_hex(8))
         changes = LimitChanges(
             objects,
             TenantFiles(config, tenants),
             limits,
-            denials,
+            [denials, leases],
             reader=secrets.token_hex(8),
             monotonic=monotonic,
         )
@@ -105,7 +107,7 @@ class Services:
             objects=objects,
             operator=Operator(objects),
             keyring=Keyring(tenants.values()),
-            limiter=Limiter(objects, limits, denials=denials, counts=counts, monotonic=monotonic),
+            limiter=Limiter(objects, limits, denials=denials, leases=leases, counts=counts, monotonic=monotonic),
             limit_changes=changes,
             limit_counts=counts,
             addresses=ClientAddresses(config.http, peer_header),
@@ -123,7 +125,13 @@ class Services:
 
     def beside_requests(self) -> list[Coroutine[Any, Any, None]]:
         """What has to go on for as long as requests are served."""
-        return [_kept_up(self.limit_changes.listen), _kept_up(self.limit_changes.watch), _kept_up(self._tell_counts)]
+        work = (self.limit_changes.listen, self.limit_changes.watch, self._give_back, self._tell_counts)
+        return [_kept_up(one) for one in work]
+
+    async def _give_back(self) -> None:
+        while True:
+            await asyncio.sleep(GIVE_BACK_EVERY_S)
+            await self.limiter.give_back()
 
     async def _tell_counts(self) -> None:
         while True:

@@ -7,16 +7,17 @@ is the key of the message's turn, so that a message that is sent twice is asked 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from actors import InvalidArgument, ObjectNotFound
+from actors import DurableError, InvalidArgument, ObjectNotFound
 from actors.runtime import RequestReused
 from actors.turn import FINAL
-from deployments.chats import Chats
+from deployments.chats import Chats, Place
 from deployments.ingress import replies
 from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.fields import HistoryLimit
@@ -26,6 +27,8 @@ from deployments.ingress.turns import events_path
 from deployments.ingress.ui_messages import ID_CHARS_MAX, UIChat, stored_id, text_of, turn_key, ui_messages
 from deployments.ingress.ui_stream import ui_streamed
 from deployments.question import Asked, Question, new_turn_id
+
+logger = logging.getLogger("mobula.chat")
 
 router = APIRouter(route_class=guarded_by("chat", "turns"), prefix="/chat/{chat_id}", tags=["chat"])
 
@@ -69,23 +72,32 @@ async def ask(request: Request, tenant: str, chat: UIChat, key: str | None) -> A
     if len(text) > chars_max:
         raise InvalidArgument("messages", text, f"must end with a message of at most {chars_max} characters")
     chats = _chats(request)
-    session_id = await chats.find(tenant, chat.id) or await chats.make(tenant, chat.id, user_id=chat.user_id)
+    place = await chats.find(tenant, chat.id) or await chats.reserve(tenant, chat.id)
     for _ in range(_ATTEMPTS_MAX):
         try:
-            return await _ask_in(request, tenant, session_id, chat, text, key)
+            asked = await _ask_in(request, tenant, place, chat, text, key)
         except ObjectNotFound:
             # It was deleted, or has expired: the chat goes on in a new one.
-            session_id = await chats.make(tenant, chat.id, user_id=chat.user_id, instead_of=session_id)
-    raise ObjectNotFound(f"ChatSession/{tenant}:{session_id}")
+            place = await chats.reserve(tenant, chat.id, instead_of=place)
+            continue
+        if not place.is_made:
+            try:
+                await chats.made(tenant, chat.id, place)
+            except DurableError as error:  # the answer is on its way, and the chat's next message says it again
+                logger.warning("tenant=%s a chat's session is not noted: %s", tenant, error)
+        return asked
+    raise ObjectNotFound(f"ChatSession/{tenant}:{place.session_id}")
 
 
-async def _ask_in(request: Request, tenant: str, session_id: str, chat: UIChat, text: str, key: str | None) -> Asked:
+async def _ask_in(request: Request, tenant: str, place: Place, chat: UIChat, text: str, key: str | None) -> Asked:
     services = services_of(request)
     message_key = turn_key(chat.question.id)
     question = Question(
         tenant=tenant,
         message=text,
-        session_id=session_id,
+        session_id=place.session_id if place.is_made else None,
+        new_session_id=None if place.is_made else place.session_id,
+        user_id=chat.user_id,
         key=message_key,
         on_conflict=chat.on_conflict,
         retrieve=chat.retrieve,
@@ -95,11 +107,12 @@ async def _ask_in(request: Request, tenant: str, session_id: str, chat: UIChat, 
         options=chat.options,
         asker=asker_of(request, request.state.caller),
     )
-    if chat.is_again:
+    # Else there is nothing yet that could be asked again.
+    if chat.is_again and place.is_made:
         turn_id = new_turn_id()
         # Asked as often as the user likes; once with one Idempotency-Key.
         again = turn_id if key is None else hashlib.sha256(key.encode()).hexdigest()
-        asked_before: int | None = await services.sessions.get(tenant, session_id).asked_as(message_key)
+        asked_before: int | None = await services.sessions.get(tenant, place.session_id).asked_as(message_key)
         known = stored_id(chat.question.id) if asked_before is None else asked_before
         if known is not None:
             question = replace(
@@ -134,10 +147,11 @@ async def _ask_in(request: Request, tenant: str, session_id: str, chat: UIChat, 
 )
 async def resume(request: Request, caller: Caller, chat_id: ChatId) -> Response:
     """What `useChat` asks for with `resume`, or when it has lost its connection."""
-    session_id = await _chats(request).find(caller.tenant, chat_id)
+    place = await _chats(request).find(caller.tenant, chat_id)
     nothing = Response(status_code=204)
-    if session_id is None:
+    if place is None:
         return nothing
+    session_id = place.session_id
     turns = services_of(request).turns
     try:
         page = await turns.page(caller.tenant, session_id, limit=TURNS_LOOKED_AT, before=None)
@@ -161,9 +175,10 @@ async def messages(
     before: Annotated[int | None, Query(ge=1, le=2**53)] = None,
 ) -> Response:
     """The chat's newest messages, or the newest before one of them, as `useChat` is to begin with them."""
-    session_id = await _chats(request).find(caller.tenant, chat_id)
-    if session_id is None:
+    place = await _chats(request).find(caller.tenant, chat_id)
+    if place is None:
         raise ObjectNotFound(f"chat {chat_id}")
+    session_id = place.session_id
     history = await services_of(request).sessions.history(caller.tenant, session_id, limit=limit, before=before)
     shown = ui_messages(session_id, history["messages"])
     first = history["messages"][0]["id"] if history["messages"] else None
@@ -173,4 +188,4 @@ async def messages(
 
 def _chats(request: Request) -> Chats:
     services = services_of(request)
-    return Chats(services.objects, services.sessions, time.time)
+    return Chats(services.objects, services.sessions.new_id, time.time)

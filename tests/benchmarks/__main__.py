@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deployments.free_port import free_port
-from tests.benchmarks import chat, flood, in_process, machine, over_http, over_stubs
+from tests.benchmarks import chat, flood, in_process, limits, machine, over_http, over_stubs
 from tests.benchmarks.report import Row, Skipped, line, table
 from tests.integration.conftest import Service
 
@@ -29,7 +29,7 @@ measurements; each was measured in turns with the one that it is compared to.
 """
 
 
-SECTIONS = ("objects", "stubs", "http", "chat", "flood")
+SECTIONS = ("objects", "stubs", "http", "chat", "limits", "flood")
 
 
 def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterator[Row | Skipped]:
@@ -51,6 +51,8 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterato
             if "chat" in sections:
                 yield from chat.first_token(service.url, KEY, 10 if quick else 60)
                 yield from chat.throughput(service.url, KEY, 2 if quick else 10)
+            if "limits" in sections:
+                yield from limits.accuracy(service, quick=quick)
             if "flood" in sections:
                 yield from flood.honest_client(service, quick=quick)
         finally:

@@ -39,6 +39,14 @@ LIMITED: dict[str, dict[str, Any]] = {
         "concurrency": {"per_client": 3, "per_tenant": 5},
         "limits": {"refill_per_second": 100_000, "capacity": 100_000, "client_key": ["header:x-client"]},
     },
+    "leased": {
+        "limits": {
+            "client_key": ["header:x-client"],
+            "policies": [
+                {"name": "quota", "capacity": 100, "refill_per_second": 0, "lease": {"tokens": 20, "ttl_s": 3}}
+            ],
+        },
+    },
 }
 TOOL_TIMEOUT_S = 3.0
 

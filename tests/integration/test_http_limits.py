@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +21,10 @@ CAPACITY = 40
 REFILL_PER_SECOND = 20
 #: Five times what its bucket pays for, from so many connections; `make bench` asks for longer.
 CLIENTS = 50
-LOAD_S = 8.0
+LOAD_S = float(os.environ.get("PACED_LOAD_S", "8"))
 RELOAD = "/admin/reload"
+#: For leases to end and be given back.
+WITHIN_S = 30.0
 
 
 @pytest.fixture
@@ -127,3 +130,32 @@ def test_limits_change_while_the_service_runs_and_mint_nothing(service: Service,
         eventually(lambda: all(len(remaining(paced)) == 3 for _ in range(4)))
         with service.client("sk-demo") as admin:
             assert problem(admin.post(RELOAD), 403)["scope"] == "operator"
+
+
+async def test_replicas_that_hold_leases_admit_what_the_bucket_held_and_give_back_the_rest(service: Service) -> None:
+    capacity, asked = 100, 12
+    headers = {"x-client": unique("leased")}
+    async with service.async_client("sk-leased") as client:
+
+        async def left() -> float:
+            return float(ok(await client.get("/ratelimit/usage", headers=headers))["remaining"])
+
+        for _ in range(asked):
+            assert ok(await client.post("/ratelimit/check", headers=headers))["allowed"]
+        # The bucket has paid for requests to come.
+        assert await left() < capacity - asked
+        assert (await client.post("/ratelimit/reset", headers=headers)).status_code == 204
+        # What was on lease before is not spent any more.
+        for _ in range(asked):
+            assert fields(await client.post("/ratelimit/check", headers=headers), "RateLimit")["quota"]["r"] < capacity
+        async with asyncio.timeout(WITHIN_S):
+            while await left() != capacity - asked:
+                await asyncio.sleep(0.2)
+        admitted = asked
+        async with asyncio.timeout(WITHIN_S):
+            while admitted < capacity:
+                answers = await asyncio.gather(*[client.post("/ratelimit/check", headers=headers) for _ in range(40)])
+                assert {answer.status_code for answer in answers} <= {200, 429}
+                admitted += sum(answer.status_code == 200 for answer in answers)
+        assert (admitted, await left()) == (capacity, 0)
+        assert (await client.post("/ratelimit/check", headers=headers)).status_code == 429

@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import hashlib
 import inspect
+import itertools
 import pickle
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -55,6 +56,7 @@ from configs.tenant import (
 from deployments.activity import ActivityLog
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
 from deployments.ingress.services import Services
+from deployments.leases import Leases
 from deployments.sessions import Sessions
 from deployments.token_count import estimate
 from deployments.vector_store import TOP_K_MAX, VectorStore
@@ -261,6 +263,12 @@ class FailingObjects(LocalBackend):
         reply = await super().send(object_id, call)
         _raise_next(self.failing_after.get(called))
         return reply
+
+
+def new_leases(clock: ManualClock, holder: str = "") -> Leases:
+    """Those of one process, which has the name of none other."""
+    numbers = itertools.count()
+    return Leases(clock.monotonic, new_id=lambda: f"{holder}-{next(numbers)}")
 
 
 def _raise_next(errors: list[Exception] | None) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from actors import ChatSession, Directory, KeyValue, ObjectNotFound
+from actors import KeyValue, ObjectNotFound
 from actors.runtime.clock import ManualClock
-from deployments.activity import ActivityLog
-from deployments.chats import KEPT_S, REFRESHED_AFTER_S, Chats
-from deployments.sessions import Sessions
-from tests.unit.handles import FailingObjects, tenant
+from deployments.chats import KEPT_S, REFRESHED_AFTER_S, RESERVED_S, Chats, Place
+from tests.unit.handles import FailingObjects
 
 CHAT = "aBc-123 🐟"
 
@@ -25,80 +25,78 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def objects(tmp_path: Path, clock: ManualClock) -> Iterator[FailingObjects]:
-    objects = FailingObjects(tmp_path, clock, classes=[ChatSession, Directory, KeyValue])
+    objects = FailingObjects(tmp_path, clock, classes=[KeyValue])
     yield objects
     objects.close()
 
 
 @pytest.fixture
-def sessions(objects: FailingObjects, clock: ManualClock) -> Sessions:
-    tenants = {"acme": tenant("acme"), "demo": tenant("demo")}
-    return Sessions(objects, tenants, ActivityLog(objects), clock.now)
+def chats(objects: FailingObjects, clock: ManualClock) -> Chats:
+    ids = (f"s{number:032x}" for number in itertools.count())
+    return Chats(objects, lambda: next(ids), clock.now)
 
 
-@pytest.fixture
-def chats(objects: FailingObjects, sessions: Sessions, clock: ManualClock) -> Chats:
-    return Chats(objects, sessions, clock.now)
+async def made(chats: Chats, chat: str = CHAT, instead_of: Place | None = None) -> Place:
+    """A chat that has its session."""
+    place = await chats.reserve("acme", chat, instead_of=instead_of)
+    await chats.made("acme", chat, place)
+    return dataclasses.replace(place, is_made=True)
 
 
-async def _listed(sessions: Sessions, name: str = "acme") -> list[str]:
-    page = await sessions.page(name, limit=100, after=None, user_id=None)
-    return [session["id"] for session in page["sessions"]]
-
-
-async def test_a_chat_has_no_session_until_it_is_made_and_the_same_from_then_on(
-    chats: Chats, sessions: Sessions
-) -> None:
+async def test_a_chat_has_no_place_until_one_is_kept_for_it_and_the_same_from_then_on(chats: Chats) -> None:
     assert await chats.find("acme", CHAT) is None
-    assert await _listed(sessions) == []
-    made = await chats.make("acme", CHAT, user_id="ann")
-    assert await chats.find("acme", CHAT) == made
-    assert (await sessions.metadata("acme", made))["user_id"] == "ann"
+    kept = await chats.reserve("acme", CHAT)
+    assert not kept.is_made
+    assert await chats.find("acme", CHAT) == kept
+    await chats.made("acme", CHAT, kept)
+    assert await chats.find("acme", CHAT) == dataclasses.replace(kept, is_made=True)
     assert await chats.find("acme", CHAT + "4") is None
     assert await chats.find("demo", CHAT) is None
 
 
-async def test_of_many_who_come_first_all_get_one_session_and_no_other_is_left(
-    chats: Chats, sessions: Sessions
-) -> None:
-    made = await asyncio.gather(*[chats.make("acme", CHAT, user_id=None) for _ in range(10)])
-    assert len(set(made)) == 1
-    assert await _listed(sessions) == [made[0]]
+async def test_many_who_come_first_all_get_one_place(chats: Chats) -> None:
+    places = await asyncio.gather(*[chats.reserve("acme", CHAT) for _ in range(10)])
+    assert len({place.session_id for place in places}) == 1
+    await asyncio.gather(*[chats.made("acme", CHAT, place) for place in places])
+    assert await chats.reserve("acme", CHAT) == dataclasses.replace(places[0], is_made=True)
 
 
-async def test_a_session_that_has_gone_gives_way_to_one_new_one(chats: Chats, sessions: Sessions) -> None:
-    first = await chats.make("acme", CHAT, user_id=None)
-    await sessions.delete("acme", first)
-    again = await asyncio.gather(*[chats.make("acme", CHAT, user_id=None, instead_of=first) for _ in range(3)])
-    assert len(set(again)) == 1
-    assert await chats.find("acme", CHAT) == again[0] != first
-    assert await _listed(sessions) == [again[0]]
+async def test_a_session_that_has_gone_gives_way_to_one_new_one(chats: Chats) -> None:
+    first = await made(chats)
+    again = await asyncio.gather(*[chats.reserve("acme", CHAT, instead_of=first) for _ in range(3)])
+    assert len({place.session_id for place in again}) == 1
+    assert await chats.find("acme", CHAT) == again[0]
+    assert again[0].session_id != first.session_id
+    assert not again[0].is_made
 
 
-async def test_a_sessions_own_id_is_that_session_and_none_is_made_for_it(chats: Chats, sessions: Sessions) -> None:
-    session_id = (await sessions.create("acme"))["id"]
-    assert await chats.find("acme", session_id) == session_id
+async def test_a_sessions_own_id_is_that_session_and_no_other_is_kept_for_it(chats: Chats) -> None:
+    session_id = f"s{7:032x}"
+    place = Place(session_id=session_id, is_made=True)
+    assert await chats.find("acme", session_id) == place
     with pytest.raises(ObjectNotFound):
-        await chats.make("acme", session_id, user_id=None, instead_of=session_id)
-    assert await _listed(sessions) == [session_id]
+        await chats.reserve("acme", session_id, instead_of=place)
 
 
-async def test_a_chat_is_remembered_for_as_long_as_it_is_used(
-    chats: Chats, clock: ManualClock, objects: FailingObjects
+async def test_a_place_that_was_kept_for_nothing_is_forgotten_soon_and_a_chat_in_use_is_not(
+    chats: Chats, clock: ManualClock
 ) -> None:
-    made = await chats.make("acme", CHAT, user_id=None)
-    idle = await chats.make("acme", "idle", user_id=None)
+    kept, used, idle = await chats.reserve("acme", "kept"), await made(chats), await made(chats, "idle")
+    clock.advance(RESERVED_S + 1)
+    assert await chats.find("acme", "kept") is None
+    await chats.made("acme", "kept", kept)
+    assert await chats.find("acme", "kept") is None
     for _ in range(int(2 * KEPT_S / REFRESHED_AFTER_S)):
         clock.advance(REFRESHED_AFTER_S + 1)
-        assert await chats.find("acme", CHAT) == made
+        assert await chats.find("acme", CHAT) == used
     assert await chats.find("acme", "idle") is None
-    assert await chats.make("acme", "idle", user_id=None, instead_of=idle) != idle
+    assert (await chats.reserve("acme", "idle", instead_of=idle)).session_id != idle.session_id
 
 
 async def test_a_chat_in_use_is_not_written_each_time(
     chats: Chats, clock: ManualClock, objects: FailingObjects
 ) -> None:
-    await chats.make("acme", CHAT, user_id=None)
+    await made(chats)
     objects.calls.clear()
     for _ in range(3):
         clock.advance(3_600)

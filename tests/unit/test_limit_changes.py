@@ -21,7 +21,7 @@ from deployments.limit_changes import LimitChanges
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota
 from deployments.tenant_files import TenantFiles
-from tests.unit.handles import FailingObjects, tenant
+from tests.unit.handles import FailingObjects, new_leases, tenant
 
 QUOTA = RouteQuota.of((Policy("default", 0, 5),), 1)
 DENIED = Decision(False, (0.0,), (86_400.0,))
@@ -64,9 +64,10 @@ class Replica:
     def __init__(self, objects: FailingObjects, folder: Path, name: str) -> None:
         self.limits = LiveLimits(running())
         self.denials = Denials(objects.clock.monotonic)
+        self.leases = new_leases(objects.clock, name)
         files = TenantFiles(ServiceConfig(tenants_dir=folder), running())
         self.changes = LimitChanges(
-            objects, files, self.limits, self.denials, reader=name, monotonic=objects.clock.monotonic
+            objects, files, self.limits, [self.denials, self.leases], reader=name, monotonic=objects.clock.monotonic
         )
 
     def remember(self, *clients: str) -> None:
@@ -331,3 +332,25 @@ async def test_files_are_looked_at_again_and_again(objects: FailingObjects, fold
     with pytest.raises(asyncio.CancelledError):
         await replica.changes.watch()
     assert replica.limits.of("acme").routes["kv"].policies[0].capacity == 200
+
+
+async def test_buckets_can_learn_which_policies_there_are_and_were_told_again_where_that_failed(
+    objects: FailingObjects, folder: Path, news: Stub[LimitNews], caplog: pytest.LogCaptureFixture
+) -> None:
+    written(folder)
+    replica, known = Replica(objects, folder, "one"), [await news.policies("acme")]
+    objects.failing["LimitNews", "know"] = [ObjectReset("LimitNews/_service:limits", "lost")] * 100
+
+    async def next_look(_: float) -> None:
+        objects.failing.clear()
+        known.append(await news.policies("acme"))
+        if len(known) == 4:
+            written(folder, limits="{policies: [{name: burst, capacity: 5, refill_per_second: 1}]}")
+        if len(known) == 6:
+            raise asyncio.CancelledError
+
+    replica.changes._sleep = next_look  # what it was given
+    with pytest.raises(asyncio.CancelledError):
+        await replica.changes.watch()
+    assert known == [[], [], ["default"], ["default"], ["burst"], ["burst"]]
+    assert "the news of limits are not told of policies" in caplog.text

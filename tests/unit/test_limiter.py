@@ -26,7 +26,7 @@ from deployments.limiter import Limiter, Verdict, require_allowed
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota
 from deployments.strangers import AT_ONCE_MAX
-from tests.unit.handles import SCOPES, FailingObjects, tenant
+from tests.unit.handles import SCOPES, FailingObjects, new_leases, tenant
 
 RESET = ObjectReset("TokenBucket/acme:all", "its host was lost")
 CHECK = ("TokenBucket", "check")
@@ -58,16 +58,18 @@ class Told:
 class Clients:
     """A limiter that remembers denials, and the clock that it goes by."""
 
-    def __init__(self, objects: FailingObjects, clock: ManualClock, limits: TenantLimits) -> None:
+    def __init__(self, objects: FailingObjects, clock: ManualClock, limits: TenantLimits, *, holder: str = "") -> None:
         names = ("acme", "demo", "t" * 63)
         self.clock = clock
         self.told = Told()
         self.limits = LiveLimits({name: tenant(name, limits=limits) for name in names})
         self.denials = Denials(clock.monotonic)
+        self.leases = new_leases(clock, holder)
         self.limiter = Limiter(
             objects,
             self.limits,
             denials=self.denials,
+            leases=self.leases,
             counts=self.told.counts,
             monotonic=clock.monotonic,
             sleep=self._sleep,

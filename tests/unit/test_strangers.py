@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from deployments.strangers import Strangers
+from actors import ObjectOverloaded
+from deployments.strangers import RETRY_AFTER_S, Strangers
 
 
 async def test_only_so_many_new_clients_are_asked_for_at_once() -> None:
@@ -53,3 +54,23 @@ async def test_who_comes_again_and_again_stays_known_and_others_are_forgotten() 
     known = [number for number in range(100) if strangers.is_known("acme", f"stranger-{number}")]
     assert len(known) <= 10
     assert 99 in known
+
+
+async def test_as_many_wait_as_leave_room_for_clients_that_are_known() -> None:
+    strangers, may_go = Strangers(at_once_max=1, waiting_max=2), asyncio.Event()
+
+    async def come(client: str) -> None:
+        async with strangers.turn("acme", client):
+            await may_go.wait()
+
+    coming = [asyncio.create_task(come(client)) for client in ("a", "b", "b", "c")]
+    await asyncio.sleep(0)
+    with pytest.raises(ObjectOverloaded) as refused:
+        await come("d")
+    assert refused.value.retry_after_s == RETRY_AFTER_S
+    coming.pop().cancel()
+    await asyncio.sleep(0)
+    coming.append(asyncio.create_task(come("d")))
+    may_go.set()
+    await asyncio.gather(*coming)
+    assert [strangers.is_known("acme", client) for client in "abcd"] == [True, True, False, True]

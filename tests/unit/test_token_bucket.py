@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from sqlite_utils.migrations import Migrations
 
-from actors import AlarmInfo, DurableObject, InvalidArgument, LocalBackend, TokenBucket
+from actors import AlarmInfo, DurableObject, InvalidArgument, LimitNews, LocalBackend, TokenBucket
 from actors.bucket import RETRY_AFTER_MAX_S, Decision, Policy
+from actors.limit_news import NEWS_NAME, NEWS_TENANT
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from actors.token_bucket import KEPT_FULL_S, POLICIES_MAX, add_full_at, create_tables
+from actors.token_bucket import KEPT_FULL_S, NEVER_FULL_AGAIN_S, POLICIES_MAX, add_full_at, create_tables
 from tests.unit.objects_fixtures import Hibernating, ring
 
 SLOTS = 4
@@ -44,7 +45,7 @@ async def held(bucket: Stub[TokenBucket], *policies: Policy) -> tuple[float, ...
 
 @pytest.fixture(params=[LocalBackend, Hibernating], ids=["resident", "hibernating"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[LocalBackend]:
-    backend = request.param(tmp_path, [TokenBucket], settings=HostSettings(slots=SLOTS), clock=clock)
+    backend = request.param(tmp_path, [TokenBucket, LimitNews], settings=HostSettings(slots=SLOTS), clock=clock)
     yield backend
     backend.close()
 
@@ -288,6 +289,40 @@ async def test_a_bucket_of_which_one_policy_never_fills_forgets_nothing(
     assert await held(bucket, BURST, once) == (10, 6)
 
 
+async def test_a_bucket_that_never_fills_is_kept_as_long_as_its_policy_is(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, tmp_path: Path
+) -> None:
+    news = objects.namespace(LimitNews).get(NEWS_TENANT, NEWS_NAME)
+    once = limit(0, 10, "once")
+    await bucket.check(4, [BURST, once])
+
+    async def a_week_later() -> bool:
+        clock.advance(NEVER_FULL_AGAIN_S + 1)
+        await ring(objects, clock)
+        return bool(list((tmp_path / "objects" / "TokenBucket").rglob("*client*")))
+
+    assert await a_week_later()  # nobody has said which policies there are
+    await news.know({"acme": ["once"], "globex": ["burst"]})
+    assert await a_week_later()
+    assert await held(bucket, BURST, once) == (10, 6)
+    await news.know({"acme": ["burst"]})
+    assert not await a_week_later()
+    assert await news.policies("globex") == ["burst"]
+    await news.know({"acme": ["burst", "once"]})
+    assert await held(bucket, once) == (10,)
+
+
+async def test_of_a_bucket_whose_policy_has_gone_the_others_stay(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock, tmp_path: Path
+) -> None:
+    await objects.namespace(LimitNews).get(NEWS_TENANT, NEWS_NAME).know({"acme": ["slow"]})
+    slow, once = limit(1e-5, 1000, "slow"), limit(0, 10, "once")
+    await bucket.check(10, [slow, once])
+    clock.advance(NEVER_FULL_AGAIN_S + 1)
+    await ring(objects, clock)
+    assert await held(bucket, once, slow) == (10, about(996.048))
+
+
 _earlier = Migrations("token_bucket")
 _earlier()(create_tables)
 _earlier()(add_full_at)
@@ -318,7 +353,7 @@ async def test_a_bucket_from_before_there_were_policies_is_that_of_the_policy_de
     await earlier.namespace(_Earlier).get("acme", "client").take(4, clock.now(), clock.now() + 3)
     await earlier.namespace(_Earlier).get("acme", "never").take(4, clock.now(), None)
     earlier.close()
-    objects = LocalBackend(tmp_path, [TokenBucket], settings=settings, clock=clock)
+    objects = LocalBackend(tmp_path, [TokenBucket, LimitNews], settings=settings, clock=clock)
     clock.advance(2)
     assert await held(objects.namespace(TokenBucket).get("acme", "client"), LIMIT, DAILY) == (8, 25)
     clock.advance(1.5 + KEPT_FULL_S)

@@ -23,6 +23,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from actors import DurableError, ObjectConflict, ObjectNotFound
 from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, TurnEvent
+from deployments.errors import ServiceError
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.events import PING_EVERY_S
@@ -249,7 +250,11 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
                 raise
             # Something goes on from there already, or has begun to at the same time.
             await _fork(services, tenant, session_id, follows, new_session_id)
-            begun = await services.chat.begin.remote(replace(asked, session_id=new_session_id, follows=None))
+            try:
+                begun = await services.chat.begin.remote(replace(asked, session_id=new_session_id, follows=None))
+            except ServiceError:  # limits have denied it meanwhile, and the copy is nobody's
+                await services.sessions.delete(tenant, new_session_id)
+                raise
         return Outcome(content={"session_id": begun.session_id, "turn_id": begun.turn_id})
 
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])

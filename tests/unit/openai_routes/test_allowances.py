@@ -109,6 +109,86 @@ async def test_a_budget_that_is_used_up_is_a_problem_with_the_budgets_name(app: 
     assert problem.headers["retry-after"] == str(86_400 - 1_000_000_000 % 86_400)
 
 
+async def listed(lab: Lab) -> list[str]:
+    """The tenant's sessions."""
+    page = await lab.services.sessions.page("thrifty", limit=100, after=None, user_id=None)
+    return [session["id"] for session in page["sessions"]]
+
+
+UI_CHAT: dict[str, Any] = {
+    "id": "chat-of-the-client",
+    "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": "Why?"}]}],
+    "trigger": "submit-message",
+    "retrieve": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat", {"message": "Why?", "retrieve": False}),
+        ("/chat", UI_CHAT),
+        ("/v1/responses", {"model": "embedded", "input": "Why?"}),
+        ("/v1/chat/completions", ASKED),
+    ],
+    ids=["chat", "useChat", "responses", "completions"],
+)
+async def test_a_question_that_is_denied_leaves_no_session_behind(
+    app: FastAPI, lab: Lab, path: str, body: dict[str, Any]
+) -> None:
+    usage = lab.services.objects.namespace(TokenUsage).get("thrifty", USAGE_NAME)
+    await usage.add(lab.talk.clock.now(), "embedded", 1, 450)
+    async with http(lab, app) as client:
+        for _ in range(2):
+            assert (await client.post(path, json=body)).status_code == 429
+    assert await listed(lab) == []
+    # At most it was looked whether the same question had been let in before.
+    assert {method for name, method in lab.talk.objects.calls if name == "ChatSession"} <= {"has_begun"}
+
+
+class OnSecondCall(dict[str, Exception]):
+    """What a handle raises when a method is called for the second time."""
+
+    def __init__(self, **errors: Exception) -> None:
+        super().__init__(errors)
+        self._called: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name in self._called:
+            return super().get(name, default)
+        self._called.add(name)
+        return default
+
+
+async def test_a_copy_that_was_made_for_an_answer_goes_where_that_is_denied(app: FastAPI, lab: Lab) -> None:
+    async with lab.client(app, KEY) as client:
+        first = await client.responses.create(model="embedded", input="Why?")
+        await client.responses.create(model="embedded", input="And?", previous_response_id=first.id)
+        before = await listed(lab)
+        lab.chat.errors = OnSecondCall(begin=BudgetExceeded(("daily",), 5.0))
+        with pytest.raises(openai.RateLimitError):
+            await client.responses.create(model="embedded", input="Or?", previous_response_id=first.id)
+        assert await listed(lab) == before
+        lab.chat.errors = {}
+        await client.responses.create(model="embedded", input="Or?", previous_response_id=first.id)
+        assert len(await listed(lab)) == len(before) + 1
+
+
+async def test_a_chat_of_the_ai_sdk_that_was_denied_goes_on_in_one_session(app: FastAPI, lab: Lab) -> None:
+    lab.chat.errors["begin"] = BudgetExceeded(("daily",), 5.0)
+    async with http(lab, app) as client:
+        assert (await client.post("/chat", json=UI_CHAT)).status_code == 429
+        assert (await client.get(f"/chat/{UI_CHAT['id']}/stream")).status_code == 204
+        assert (await client.get(f"/chat/{UI_CHAT['id']}/messages")).status_code == 404
+        del lab.chat.errors["begin"]
+        again = {**UI_CHAT, "trigger": "regenerate-message"}
+        for body in (again, UI_CHAT):
+            assert (await client.post("/chat", json=body)).status_code == 200
+        (session_id,) = await listed(lab)
+        shown = (await client.get(f"/chat/{UI_CHAT['id']}/messages")).json()
+        assert (shown["session_id"], len(shown["messages"])) == (session_id, 2)
+
+
 async def test_a_call_that_no_budget_can_pay_for_is_no_matter_of_time(app: FastAPI, lab: Lab) -> None:
     lab.chat.errors["begin"] = BudgetTooSmall(("daily",), 12, 600)
     async with http(lab, app) as client:
