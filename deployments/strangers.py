@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 
 from actors import ObjectOverloaded, TokenBucket
 
-#: As many as keep two hosts busy.
-AT_ONCE_MAX = 2
+#: Of one process. More would be had sooner, and whoever is known would have to share the processor with them.
+AT_ONCE_MAX = 1
 #: Clients that wait, each mostly with one request. Half of what a process takes at once is left to those it knows.
 WAITING_MAX = 250
 RETRY_AFTER_S = 1.0

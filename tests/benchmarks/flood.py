@@ -14,7 +14,7 @@ from typing import Final
 import aiohttp
 import psutil
 
-from tests.benchmarks.report import Row
+from tests.benchmarks.report import Row, figure
 from tests.integration.conftest import Service
 
 KEY: Final = "sk-flooded"
@@ -44,10 +44,11 @@ def honest_client(service: Service, *, quick: bool) -> list[Row]:
     processes, files = len(service.processes()), _files(service)
     quiet: list[float] = []
     flooded: list[float] = []
+    put_off: list[str] = []
     for number in range(ROUNDS):
         share = range(number * clients // ROUNDS, (number + 1) * clients // ROUNDS)
-        quiet.append(asyncio.run(_beside(service.url, [])))
-        flooded.append(asyncio.run(_beside(service.url, share)))
+        quiet.append(asyncio.run(_beside(service.url, [], put_off)))
+        flooded.append(asyncio.run(_beside(service.url, share, put_off)))
         time.sleep(SETTLES_S)
     ratio = sorted(flooded)[ROUNDS // 2] / sorted(quiet)[ROUNDS // 2]
     more_processes, more_files = len(service.processes()) - processes, _files(service) - files
@@ -62,6 +63,7 @@ def honest_client(service: Service, *, quick: bool) -> list[Row]:
             value=f"{ratio:.2f}",
             is_reached=ratio <= SLOWDOWN_MAX,
         ),
+        figure("strangers of that flood who were asked to come later", [len(put_off) / clients * 100], unit="%"),
         *[
             _left_behind(
                 f"memory of {of}",
@@ -91,8 +93,11 @@ def _left_behind(what: str, before: float, more: float, unit: str, most: float) 
     )
 
 
-async def _beside(url: str, strangers: Iterable[int]) -> float:
-    """The 99th percentile of the honest client's times, while each of the strangers sends one request."""
+async def _beside(url: str, strangers: Iterable[int], put_off: list[str]) -> float:
+    """The 99th percentile of the honest client's times, while each of the strangers sends one request.
+
+    Those of them that are asked to come later are added to `put_off`.
+    """
     times_s: list[float] = []
     flood_is_over = asyncio.Event()
     unlimited = aiohttp.TCPConnector(limit=0)
@@ -104,7 +109,9 @@ async def _beside(url: str, strangers: Iterable[int]) -> float:
             async with http.post("/ratelimit/check", headers={"x-client": client}) as answer:
                 await answer.read()
                 # Where too many strangers wait, more are asked to come later.
-                if answer.status != 200 and (client == HONEST or answer.status != 503):
+                if answer.status == 503 and client != HONEST:
+                    put_off.append(client)
+                elif answer.status != 200:
                     raise RuntimeError(f"a check was answered {answer.status}")
             return time.perf_counter() - sent_s
 
