@@ -45,8 +45,8 @@ logger = logging.getLogger("mobula.objects")
 
 #: Where the object could not be given its alarm: the host is full, or the disk fails.
 _ALARM_AGAIN_AFTER_S = 1.0
-#: Which part of a slice goes to what can wait, alarms and hibernation, before the loop turns to the calls that came.
-CHORES_PART = 4
+#: Which part of a slice goes to objects that hibernate, before the loop turns to the calls that came.
+HIBERNATION_PART = 4
 _NO_METHOD = MethodSpec(name="", function=lambda: None, is_async=False, repeat=Repeat.NEVER)
 
 
@@ -130,7 +130,6 @@ class ObjectHost:
             objects_max=settings.resident_objects_max,
             fire=self.fire_alarm,
             refused=lambda object_id: self.quarantine.refusal(object_id) is not None,
-            slice_s=settings.slice_ms / 1000 / CHORES_PART,
         )
         self._judges = judges
         self._mark_path = mark_path
@@ -346,7 +345,7 @@ class ObjectHost:
         left = 0
         try:
             # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
-            left = self._sweep(self._services.slice_s / CHORES_PART)
+            left = self._sweep(self._services.slice_s / HIBERNATION_PART)
         finally:
             if self._residents or self._tickets:
                 self._sweep_later(0.0 if left else None)

@@ -1,8 +1,7 @@
 """When are the alarms of a host's objects fired, and how many at once?
 
 `Ringing` fires what the index says is due: by the timer of the loop that runs turns, or whenever its holder asks. A few
-at a time, and only so many are under way: however many are due, calls find half of the host's objects free, and wait
-for no more than a slice of alarms.
+at a time, and only so many are under way: however many are due, half of the host's objects are there for calls.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from actors.runtime.turn import Turn
 
 #: Alarms that have stood still for any reason are looked at again this often.
 SWEPT_EVERY_S = 60.0
-#: Alarms fired before the loop turns to what else has come, however little time they take.
-_AT_ONCE = 32
+#: Alarms fired before the loop turns to what else has come. Each may open a file, and remove it.
+_AT_ONCE = 2
 #: How long the others wait while as many as may be are under way.
 _PAUSE_S = 0.1
 
@@ -32,7 +31,6 @@ class Ringing:
         objects_max: how many objects the host has open at most.
         fire: puts an alarm into its object's mailbox.
         refused: whether the object is kept from running; its alarm is looked at again with the next sweep.
-        slice_s: how long alarms are fired before the loop turns to what else has come.
     """
 
     def __init__(
@@ -43,14 +41,12 @@ class Ringing:
         objects_max: int,
         fire: Callable[[ObjectId], Turn],
         refused: Callable[[ObjectId], bool],
-        slice_s: float,
     ) -> None:
         self._alarms = alarms
         self._clock = clock
         self._under_way_max = max(1, objects_max // 2)
         self._fire = fire
         self._refused = refused
-        self._slice_s = slice_s
         #: Alarms that were fired and are not over.
         self._under_way: list[Turn] = []
         self._timer: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle, float] | None = None
@@ -59,18 +55,12 @@ class Ringing:
 
     def fire_due(self) -> list[Turn]:
         """Puts alarms whose time has come into their objects' mailboxes, a few at a time."""
-        now, begun_s = self._clock.now(), self._clock.monotonic()
-        if begun_s - self._swept_s >= SWEPT_EVERY_S:
-            self._swept_s = begun_s
+        now = self._clock.now()
+        if self._clock.monotonic() - self._swept_s >= SWEPT_EVERY_S:
+            self._swept_s = self._clock.monotonic()
             self._alarms.rearm()
-        fired: list[Turn] = []
-        for _ in range(min(_AT_ONCE, self._room)):
-            due = self._alarms.take_due(now, 1)
-            if not due:
-                break
-            fired += [self._fire(object_id) for object_id in due if not self._refused(object_id)]
-            if self._clock.monotonic() - begun_s >= self._slice_s:
-                break
+        due = self._alarms.take_due(now, min(_AT_ONCE, self._room))
+        fired = [self._fire(object_id) for object_id in due if not self._refused(object_id)]
         self._under_way += [turn for turn in fired if turn.reply is None]
         return fired
 

@@ -9,30 +9,22 @@ from actors.runtime import AlarmInfo
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 
-TAKES_S = 0.002
-
 
 class Slow(DurableObject):
     def ring_in(self, seconds: float) -> None:
         self.storage.set_alarm(self.clock.now() + seconds)
 
     def alarm(self, info: AlarmInfo) -> None:
-        assert isinstance(self.clock, ManualClock)
-        self.clock.advance(TAKES_S)
+        pass
 
 
-async def test_alarms_that_are_due_together_are_fired_for_a_slice_and_then_the_loop_is_free(
+async def test_of_alarms_that_are_due_together_a_few_are_fired_and_then_the_loop_is_free(
     tmp_path: Path, clock: ManualClock
 ) -> None:
-    objects = LocalBackend(
-        tmp_path, [Slow], settings=HostSettings(slots=4, slice_ms=20.0), clock=clock, keeps_time=False
-    )
-    for number in range(10):
+    objects = LocalBackend(tmp_path, [Slow], settings=HostSettings(slots=4), clock=clock, keeps_time=False)
+    for number in range(5):
         await objects.namespace(Slow).get("acme", f"n{number}").ring_in(5.0)
     clock.advance(5.0)
 
-    fired = [len(objects.host.fire_due()) for _ in range(5)]
-
-    # Of 20 ms, alarms have 5.
-    assert fired == [3, 3, 3, 1, 0]
+    assert [len(objects.host.fire_due()) for _ in range(4)] == [2, 2, 1, 0]
     objects.close()
