@@ -322,16 +322,14 @@ class ObjectHost:
 
         Calls that have waited for too long are refused.
         """
-        return self._sweep(math.inf)
+        self._forget_late()
+        return self._residents.evict_idle(self._settings.idle_after_s, math.inf)
 
-    def _sweep(self, slice_s: float) -> int:
-        """The same, for so long; those that are still there then may go with the next."""
+    def _forget_late(self) -> None:
         for activation in self._residents:
             if activation.mailbox:
                 activation.refuse_late()
-        left = self._residents.evict_idle(self._settings.idle_after_s, slice_s)
         self._tickets.forget_uncollected()
-        return left
 
     def _sweep_later(self, wait_s: float | None = None) -> None:
         """Has the loop that runs turns sweep as well, for as long as there is something to sweep."""
@@ -342,13 +340,15 @@ class ObjectHost:
 
     def _sweep_again(self) -> None:
         self._sweeping = None
-        left = 0
+        left, slice_s = 0, self._services.slice_s / HIBERNATION_PART
         try:
+            if not self._residents.are_leaving:
+                self._forget_late()
             # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
-            left = self._sweep(self._services.slice_s / HIBERNATION_PART)
+            left = self._residents.evict_idle(self._settings.idle_after_s, slice_s)
         finally:
             if self._residents or self._tickets:
-                self._sweep_later(0.0 if left else None)
+                self._sweep_later(slice_s if left else None)
 
     def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
         """Lets one object hibernate now. False if it has turns running or waiting.

@@ -6,7 +6,7 @@ of those that are idle leaves first; where none is idle, the newcomer is refused
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 
 from actors.runtime.activation import Activation
@@ -48,6 +48,8 @@ class Residents:
         #: As many as there may be were busy when a newcomer asked, and nothing has run since.
         self._all_busy = False
         self._began_s = clock.monotonic()
+        #: Those that had been idle for long enough when all were looked at last.
+        self._leaving: deque[Activation] = deque()
 
     def __len__(self) -> int:
         return len(self._activations)
@@ -107,17 +109,30 @@ class Residents:
         del self._ids[(activation.id.class_name, activation.id.tenant, activation.id.name)]
 
     def evict_idle(self, idle_after_s: float, slice_s: float) -> int:
-        """Lets those hibernate that were idle for long enough, until `slice_s` are over. Returns how many did."""
+        """Lets those hibernate that were idle for long enough, until `slice_s` are over. Returns how many did.
+
+        All are looked at only when those found before have left.
+        """
         self._all_busy = False
         now_s = self._clock.monotonic()
-        leaving = [
-            activation for activation in self if activation.idle and activation.last_used_s <= now_s - idle_after_s
-        ]
-        for left, activation in enumerate(leaving, start=1):
-            self.evict(activation)
-            if self._clock.monotonic() - now_s >= slice_s:
-                return left
-        return len(leaving)
+        idle_since_s = now_s - idle_after_s
+        if not self._leaving:
+            self._leaving.extend(each for each in self if each.idle and each.last_used_s <= idle_since_s)
+        left = 0
+        while self._leaving:
+            activation = self._leaving.popleft()
+            # It may have been called, or have left, since it was found.
+            if self.find(activation.id) is activation and activation.idle and activation.last_used_s <= idle_since_s:
+                self.evict(activation)
+                left += 1
+                if self._clock.monotonic() - now_s >= slice_s:
+                    break
+        return left
+
+    @property
+    def are_leaving(self) -> bool:
+        """Some were found that are to hibernate, and have not yet."""
+        return bool(self._leaving)
 
     @property
     def idle(self) -> bool:
@@ -135,5 +150,6 @@ class Residents:
         """Closes them all, whatever they do."""
         for activation in self:
             activation.abandon(reason)
+        self._leaving.clear()
         self._activations.clear()
         self._ids.clear()

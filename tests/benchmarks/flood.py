@@ -22,7 +22,7 @@ HONEST: Final = "honest"
 CLIENTS: Final = 20_000
 CLIENTS_QUICK: Final = 3_000
 #: New clients a second, each of which gets a database of its own.
-FLOOD_RATE: Final = 200
+FLOOD_RATE: Final = 100
 HONEST_RATE: Final = 50
 QUIET_S: Final = 10.0
 SLOWDOWN_MAX: Final = 2.0
