@@ -5,6 +5,8 @@ pay. The policies come with each call, so that a changed configuration holds at 
 are all full again and not used say no more than ones that never were: they remove themselves. One that never fills is
 kept for as long as its policy is.
 
+A caller that lost its host while it asked asks again, and pays once: the bucket knows the requests that paid last.
+
 Who checks often may have some tokens on lease, to spend them without asking. They are debited first.
 """
 
@@ -43,11 +45,17 @@ NEVER_FULL_AGAIN_S: Final = 7 * 86_400.0
 LEASE_MAX_S: Final = 30.0
 #: By then the holder of a lease that is over has said what was left.
 SAID_WITHIN_S: Final = 2.0
-#: By the number of policies, made once: the driver finds a prepared statement by its text.
+#: What a request is known by when it comes again.
+REQUEST_ID_BYTES: Final = 8
+#: Requests that paid last. As many as a host may have answered without its answers having arrived.
+PAID_MAX: Final = 128
+#: The row of no policy that says which they were; in the same table, so that they cost no page more.
+_PAID: Final = ""
+#: By the number of rows, made once: the driver finds a prepared statement by its text.
 _SAVE: Final = tuple(
-    "REPLACE INTO bucket (policy, tokens, updated_at, refill_per_second, capacity, full_at) VALUES "  # noqa: S608  constants
-    + ", ".join(["(?, ?, ?, ?, ?, ?)"] * number)
-    for number in range(POLICIES_MAX + 1)
+    "REPLACE INTO bucket (policy, tokens, updated_at, refill_per_second, capacity, full_at, paid) VALUES "  # noqa: S608  constants
+    + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * number)
+    for number in range(POLICIES_MAX + 2)
 )
 
 migrations = Migrations("token_bucket")
@@ -87,6 +95,12 @@ def keep_leases(database: Database) -> None:
     bucket_leases.create_table(database)
 
 
+@migrations()
+def keep_who_paid(database: Database) -> None:
+    # The ids of requests, one behind the other.
+    database.execute("ALTER TABLE bucket ADD COLUMN paid BLOB")
+
+
 class Wanted(NamedTuple):
     """A lease that is asked for, under an id that its holder makes up. `tokens`: at most, from each bucket."""
 
@@ -112,19 +126,30 @@ class TokenBucket(DurableObject):
         self._stored: dict[str, State] | None = None
         #: Read with it.
         self._leases: BucketLeases
+        self._paid = b""
 
-    def check(self, cost: float, policies: Sequence[Row]) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
+    def check(
+        self, cost: float, policies: Sequence[Row], request_id: bytes = b"", *, again: bool = False
+    ) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
         """Takes `cost` tokens from the bucket of each policy if all that count hold as much, and else none.
 
         Returns a `Decision` as a plain tuple, which travels faster.
-        Not repeated by the stub: a caller that repeats may pay twice.
+        Not repeated by the stub: a caller that repeats it, with no id, may pay twice.
+
+        Args:
+            cost: what the request costs.
+            policies: what its buckets are to hold now.
+            request_id: random bytes, if the request may come again; `REQUEST_ID_BYTES` of them.
+            again: it may have come before. If it has paid, it is allowed and pays nothing.
         """
         stored = self._known(policies)
+        if again and self._has_paid(request_id):
+            request_id, cost = b"", 0.0
         before = [stored.get(policy[0]) for policy in policies]
         after, decision = charge(before, policies, cost, self.clock.now(), self._out(policies))
         # What was only looked at needs no note: what it gained since is counted as well from what was noted before.
         if (decision.allowed and cost) or any(map(is_changed, before, policies)):
-            self._save(stored, policies, after)
+            self._save(stored, policies, after, request_id if decision.allowed else b"")
         allowed, remaining, retry_after_s = decision
         return allowed, remaining, retry_after_s
 
@@ -190,16 +215,30 @@ class TokenBucket(DurableObject):
     def _out(self, policies: Sequence[Row]) -> list[Collection[Lease]] | None:
         return [self._leases.of(policy[0]) for policy in policies] if self._leases else None
 
-    def _save(self, stored: dict[str, State], policies: Sequence[Row], states: Sequence[State]) -> None:
-        binds: list[str | float | None] = []
+    def _has_paid(self, request_id: bytes) -> bool:
+        paid, size = self._paid, REQUEST_ID_BYTES
+        return any(paid[begin : begin + size] == request_id for begin in range(0, len(paid), size))
+
+    def _save(
+        self, stored: dict[str, State], policies: Sequence[Row], states: Sequence[State], request_id: bytes = b""
+    ) -> None:
+        """Stores what buckets hold, and which request has paid from them."""
+        binds: list[str | float | bytes | None] = []
         latest: float | None = 0.0
         for policy, state in zip(policies, states, strict=True):
             full_at = when_full(state)
-            binds += (policy[0], *state, full_at)
+            binds += (policy[0], *state, full_at, None)
             latest = None if latest is None or full_at is None else max(latest, full_at)
         # What is known here is what is stored. It is looked up again if the turn is undone in the middle.
         self._stored = None
-        self.storage.sql(_SAVE[len(states)], *binds)
+        rows = len(states)
+        if request_id:
+            if len(request_id) != REQUEST_ID_BYTES:
+                raise InvalidArgument("request_id", request_id, f"must be {REQUEST_ID_BYTES} bytes")
+            rows += 1
+            self._paid = (self._paid + request_id)[-PAID_MAX * REQUEST_ID_BYTES :]
+            binds += (_PAID, 0.0, 0.0, None, None, 0.0, self._paid)
+        self.storage.sql(_SAVE[rows], *binds)
         if self.storage.get_alarm() is None:
             self._look_again(latest)
         for policy, state in zip(policies, states, strict=True):
@@ -258,7 +297,8 @@ class TokenBucket(DurableObject):
         self._stored = None
 
     def _look_up(self) -> dict[str, State]:
-        rows = self.storage.sql("SELECT policy, tokens, updated_at, refill_per_second, capacity FROM bucket")
-        self._stored = {policy: State(*state) for policy, *state in rows}
+        rows = self.storage.sql("SELECT policy, tokens, updated_at, refill_per_second, capacity, paid FROM bucket")
+        self._stored = {policy: State(*state) for policy, *state, _ in rows if policy != _PAID}
+        self._paid = next((paid for policy, *_, paid in rows if policy == _PAID), b"")
         self._leases = BucketLeases(self.storage)
         return self._stored

@@ -10,12 +10,14 @@ through, or refused.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from actors import DurableError, InvalidArgument, ObjectReset, Objects, TokenBucket
 from actors.bucket import Decision, State
 from actors.runtime.namespace import Stub
+from actors.token_bucket import REQUEST_ID_BYTES
 from configs.limits import PolicyConfig, RouteName
 from deployments.client_name import Requester, client_name
 from deployments.denials import Denials
@@ -26,8 +28,7 @@ from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota, TenantQuotas
 from deployments.strangers import Strangers
 
-#: A bucket whose host is restarting is asked again after this long, doubled with each try. A lost try may have taken
-#: tokens; none gives any.
+#: A bucket whose host is restarting is asked again after this long, doubled with each try.
 CHECK_PAUSE_S = 0.05
 CHECK_PAUSE_MAX_S = 1.0
 #: Leases that are over are given back together, so many calls at once.
@@ -86,6 +87,7 @@ class Limiter:
         monotonic: seconds, of a clock that nobody sets.
         sleep: waits between two tries.
         strangers: has clients that are new wait for each other.
+        chance: so many random bits, for the ids of requests.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Limiter:
         monotonic: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         strangers: Strangers | None = None,
+        chance: Callable[[int], int] = random.getrandbits,
     ) -> None:
         self._buckets = objects.namespace(TokenBucket)
         self._limits = limits
@@ -108,6 +111,7 @@ class Limiter:
         self._monotonic = monotonic
         self._sleep = sleep
         self._strangers = strangers or Strangers()
+        self._chance = chance
 
     def quotas_of(self, tenant: str) -> TenantQuotas:
         return self._limits.of(tenant)
@@ -160,17 +164,19 @@ class Limiter:
     async def _ask(self, tenant: str, client: str, quota: RouteQuota, cost: float, timeout_s: float) -> Decision:
         give_up_s = self._monotonic() + timeout_s
         pause_s = CHECK_PAUSE_S
+        request_id, again = self._chance(8 * REQUEST_ID_BYTES).to_bytes(REQUEST_ID_BYTES), False
         while True:
             asked = self._denials.before_asking()
             bucket = self._buckets.get(tenant, client, timeout_s=max(CHECK_PAUSE_S, give_up_s - asked[0]))
             try:
                 if self._strangers.is_known(tenant, client):
-                    decision, out = await self._charge(bucket, quota, cost)
+                    decision, out = await self._charge(bucket, quota, cost, request_id, again=again)
                 else:
                     # Not while it waits for another try: others may have buckets in a host that is there.
                     async with self._strangers.turn(tenant, client):
-                        decision, out = await self._charge(bucket, quota, cost)
+                        decision, out = await self._charge(bucket, quota, cost, request_id, again=again)
             except ObjectReset:
+                again = True
                 if self._monotonic() + pause_s >= give_up_s:
                     raise
                 await self._sleep(pause_s)
@@ -181,11 +187,13 @@ class Limiter:
             return decision
 
     async def _charge(
-        self, bucket: Stub[TokenBucket], quota: RouteQuota, cost: float
+        self, bucket: Stub[TokenBucket], quota: RouteQuota, cost: float, request_id: bytes, *, again: bool
     ) -> tuple[Decision, tuple[float, ...] | None]:
         """One call of the owner. Returns what it decided, and what may be given back to it, if anything."""
         if quota.lease is None:
-            return Decision(*await bucket.check(cost, quota.rows)), None
+            if again:
+                return Decision(*await bucket.check(cost, quota.rows, request_id, again=True)), None
+            return Decision(*await bucket.check(cost, quota.rows, request_id)), None
         asking = self._leases.ask(bucket.id.tenant, bucket.id.name, quota)
         decision, leased = None, 0.0
         try:

@@ -18,7 +18,15 @@ from actors.limit_news import NEWS_NAME, NEWS_TENANT
 from actors.runtime.clock import ManualClock
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
-from actors.token_bucket import KEPT_FULL_S, NEVER_FULL_AGAIN_S, POLICIES_MAX, add_full_at, create_tables
+from actors.token_bucket import (
+    KEPT_FULL_S,
+    NEVER_FULL_AGAIN_S,
+    PAID_MAX,
+    POLICIES_MAX,
+    REQUEST_ID_BYTES,
+    add_full_at,
+    create_tables,
+)
 from tests.unit.objects_fixtures import Hibernating, ring
 
 SLOTS = 4
@@ -249,6 +257,46 @@ async def test_a_check_that_is_denied_writes_nothing(tmp_path: Path, clock: Manu
         assert before == [(path.stat().st_mtime_ns, path.stat().st_size) for path in files]
         await bucket.check(0, [limit(3, 10)])
         assert before != [(path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+
+
+REQUEST = b"request1"
+
+
+async def test_a_request_that_comes_again_pays_once(bucket: Stub[TokenBucket], clock: ManualClock) -> None:
+    assert await bucket.check(4, [BURST, DAILY], REQUEST) == Decision(True, (6, 21), (0, 0))
+    clock.advance(1)
+    assert await bucket.check(4, [BURST, DAILY], REQUEST, again=True) == Decision(True, (8, about(21.01)), (0, 0))
+    assert await bucket.check(4, [BURST, DAILY], b"request2", again=True) == Decision(True, (4, about(17.01)), (0, 0))
+    # A route with other policies has its requests remembered as well.
+    assert await bucket.check(1, [BURST], b"request3") == Decision(True, (3,), (0,))
+    for request in (REQUEST, b"request2", b"request3"):
+        assert await bucket.check(4, [BURST], request, again=True) == Decision(True, (3,), (0,))
+
+
+async def test_a_request_that_was_denied_pays_when_it_comes_again_and_the_bucket_can(
+    bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    await bucket.check(10, [LIMIT])
+    assert not (await bucket.check(4, [LIMIT], REQUEST))[0]
+    clock.advance(2)
+    assert await bucket.check(4, [LIMIT], REQUEST, again=True) == Decision(True, (0,), (0,))
+
+
+async def test_of_requests_that_paid_the_last_ones_are_remembered(bucket: Stub[TokenBucket]) -> None:
+    large = limit(0, 1000)
+    ids = [number.to_bytes(REQUEST_ID_BYTES) for number in range(PAID_MAX + 1)]
+    for request_id in ids:
+        await bucket.check(1, [large], request_id)
+    left = 1000 - len(ids)
+    for request_id in ids[1:]:
+        assert (await bucket.check(1, [large], request_id, again=True))[1] == (left,)
+    assert (await bucket.check(1, [large], ids[0], again=True))[1] == (left - 1,)
+
+
+async def test_an_id_of_another_length_takes_nothing(bucket: Stub[TokenBucket]) -> None:
+    with pytest.raises(InvalidArgument, match="request_id"):
+        await bucket.check(1, [LIMIT], b"short")
+    assert await held(bucket, LIMIT) == (10,)
 
 
 async def test_what_came_while_the_limit_was_raised_is_counted_by_the_smaller_rate(
