@@ -148,7 +148,8 @@ async def come_back(talk: Talk, name: str) -> None:
 
 async def test_a_tenant_without_limits_is_not_asked_about(talk: Talk) -> None:
     await talk.answer(talk.replica(EchoModel("Because")), question())
-    assert [method for name, method in talk.objects.calls if name == USAGE] == []
+    # What it has used is counted all the same.
+    assert {method for name, method in talk.objects.calls if name == USAGE} <= {"add"}
 
 
 @pytest.mark.parametrize(

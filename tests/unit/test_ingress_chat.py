@@ -255,6 +255,15 @@ async def test_a_question_cut_off_before_its_turn_was_recorded_is_begun_once(
     assert await served.talk.said(again.json()["session_id"]) == [("user", "Why?"), ("assistant", TEXT)]
 
 
+async def only_session(client: httpx.AsyncClient) -> dict[str, Any]:
+    """The session that a question made, which is listed a moment after its model was asked."""
+    async with asyncio.timeout(WITHIN_S):
+        while not (sessions := (await client.get("/chat/sessions")).json()["sessions"]):
+            pass
+    (session,) = sessions
+    return dict(session)
+
+
 async def test_a_message_during_an_answer_waits_is_refused_or_ends_it(
     client: httpx.AsyncClient, served: Served
 ) -> None:
@@ -262,7 +271,7 @@ async def test_a_message_during_an_answer_waits_is_refused_or_ends_it(
     first = asyncio.create_task(whole(client))
     async with asyncio.timeout(WITHIN_S):
         await served.model.stalled.wait()
-    (session,) = (await client.get("/chat/sessions")).json()["sessions"]
+    session = await only_session(client)
     there = {"session_id": session["id"]}
     problem(await client.post("/chat", json={"message": "No", "on_conflict": "reject", **there}), 409)
     assert fields(await client.post("/chat", json={"message": "No", "on_conflict": "perhaps", **there})) == [
@@ -377,7 +386,7 @@ async def test_a_turn_is_stopped_once_and_stays_as_it_is(client: httpx.AsyncClie
     asking = asyncio.create_task(whole(client))
     async with asyncio.timeout(WITHIN_S):
         await served.model.stalled.wait()
-    (session,) = (await client.get("/chat/sessions")).json()["sessions"]
+    session = await only_session(client)
     (turn,) = (await client.get(f"/chat/sessions/{session['id']}/turns")).json()["turns"]
     path = f"/chat/sessions/{session['id']}/turns/{turn['id']}/cancel"
     stopped = await client.post(path)
