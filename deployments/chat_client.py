@@ -80,7 +80,7 @@ class ChatClient:
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=30),
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),  # the rest is bounded by each request's deadline
             headers={"accept-encoding": "identity", "user-agent": "mobula"},
-            event_hooks={"response": [_bound_body]},
+            event_hooks={"request": [_use_plain_connection_once], "response": [_bound_body]},
         )
 
     async def stream(
@@ -103,7 +103,6 @@ class ChatClient:
             headers={
                 "accept": "text/event-stream",
                 "content-type": "application/json",
-                "connection": _connection(base_url),
                 **({"authorization": f"Bearer {key}"} if key else {}),
             },
         )
@@ -317,10 +316,11 @@ class _BoundedBody(httpx2.AsyncByteStream):
         await self._body.aclose()
 
 
-def _connection(base_url: str) -> str:
-    # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS a
-    # new one costs next to nothing.
-    return "close" if base_url.startswith("http:") else "keep-alive"
+async def _use_plain_connection_once(request: httpx2.Request) -> None:
+    if request.url.scheme == "http":
+        # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS
+        # a new one costs next to nothing.
+        request.headers["connection"] = "close"
 
 
 @contextlib.contextmanager
