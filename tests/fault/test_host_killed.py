@@ -21,7 +21,7 @@ from actors.runtime.object_id import ObjectId
 from actors.runtime.placement import Cluster, Placement
 from tests.objects import Notebook
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 HOSTS = 2
 OBJECTS = 6
 CALLERS_PER_OBJECT = 3
