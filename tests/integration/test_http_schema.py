@@ -15,7 +15,7 @@ from tests.integration.conftest import Service
 from tests.integration.test_http_access import ROUTES
 
 #: Of inputs as described, and as many again of others.
-EXAMPLES = 8
+EXAMPLES = 5
 #: An answer of the model takes the longest.
 REQUEST_TIMEOUT_S = 60.0
 OPERATIONS = [(method, path, mode) for method, path, _ in ROUTES for mode in GenerationMode]
