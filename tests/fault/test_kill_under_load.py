@@ -28,7 +28,7 @@ from tests.integration.calls import new_session, ok, unique
 from tests.integration.conftest import Service
 from tests.paced_load import load
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 #: For the start of the service, and for each round, on a machine that does much else.
 START_TIMEOUT_S = 300
 ROUND_TIMEOUT_S = 150
