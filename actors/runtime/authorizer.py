@@ -2,7 +2,8 @@
 
 SQLite asks an `Authorizer` about each thing that a statement would do, once, while it is prepared. All of it is
 allowed but what would break the promises of the runtime: other databases, settings, transactions of the author's own,
-and the runtime's own tables, be it through a view or a trigger.
+and the runtime's own tables, be it through a view or a trigger. The ledger of migrations, which decides what the next
+activation applies, may be read.
 
 It guards against mistakes, and against SQL that came from elsewhere. It is no sandbox: Python code in the same process
 can get around it.
@@ -81,9 +82,13 @@ _HARMLESS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE, sqlite3.
 class Authorizer:
     """Decides for one connection. What it refused is in `refused`: SQLite's own error does not tell."""
 
-    __slots__ = ("refused", "statement", "trusted")
+    __slots__ = ("ledger", "migrates", "refused", "statement", "trusted")
 
     def __init__(self) -> None:
+        #: The table, in lower case, that says which migrations were applied.
+        self.ledger = ""
+        #: They are being applied.
+        self.migrates = False
         #: What runs now is the runtime's.
         self.trusted = False
         #: The text of what runs now.
@@ -104,7 +109,7 @@ class Authorizer:
 
     def _refuse(self, action: int, first: str, second: str | None) -> tuple[str, str] | None:
         if action in _FIRST_IS_A_TABLE:
-            return _refuse_names(first)
+            return _refuse_names(first) or (None if action == sqlite3.SQLITE_READ else self._refuse_ledger(first))
         if action == sqlite3.SQLITE_FUNCTION:
             loads = second is not None and second.lower() == "load_extension"
             return ("call load_extension", "extensions are native code, and would run in its host") if loads else None
@@ -118,11 +123,20 @@ class Authorizer:
             return f"use SAVEPOINT {second}", "storage.transaction() does that, and can't be left open"
         if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
             return "attach or detach a database", "an object has one, its own"
-        if action == sqlite3.SQLITE_ALTER_TABLE and RESERVED_PREFIX in self.statement.lower():
+        if action == sqlite3.SQLITE_ALTER_TABLE:
             # SQLite asks with the old name of a table only. Its statement can't hide the new one.
-            return _reserved(RESERVED_PREFIX + "*")
+            statement = self.statement.lower()
+            if RESERVED_PREFIX in statement:
+                return _reserved(RESERVED_PREFIX + "*")
+            if self.ledger in statement:
+                return self._refuse_ledger(self.ledger)
         # Creating and dropping of all kinds; one is the thing's name and the other its table's.
-        return _refuse_names(first, second or "")
+        return _refuse_names(first, second or "") or self._refuse_ledger(first, second or "")
+
+    def _refuse_ledger(self, *names: str) -> tuple[str, str] | None:
+        if self.migrates or self.ledger not in [name.lower() for name in names]:
+            return None
+        return f"change {self.ledger}", "it says which migrations were applied, and only applying them changes it"
 
 
 def _refuse_names(*names: str) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from sqlite_utils.utils import sqlite3
@@ -50,9 +51,27 @@ class ObjectConnection(sqlite3.Connection):
         #: What ended the transaction before its time. Nothing runs any more: it would be committed by itself.
         self.lost: Exception | None = None
 
-    def guard(self, object_key: str) -> None:
+    def guard(self, object_key: str, ledger: str) -> None:
+        """From here on it is the object's, and statements need leave.
+
+        Args:
+            object_key: for errors.
+            ledger: the table that says which migrations were applied.
+        """
         self._object_key = object_key
+        self._authorizer.ledger = ledger.lower()
         super().set_authorizer(self._authorizer)
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        """Within it the ledger of migrations may be changed."""
+        self._authorizer.migrates = True
+        try:
+            yield
+        finally:
+            self._authorizer.migrates = False
+            # What was prepared meanwhile is asked about again, should the same text come once more.
+            super().set_authorizer(self._authorizer)
 
     # -- statements
 

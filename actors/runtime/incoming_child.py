@@ -101,9 +101,7 @@ class _Check:
             # It is read with every activation, and what its columns compute would run then.
             if self._rows("SELECT 1 FROM pragma_table_xinfo(?) WHERE hidden <> 0", migrations):
                 raise _Refused(migrations, "has changed tables of the runtime's")
-            # The name is a constant.
-            others = f"SELECT DISTINCT migration_set FROM {migrations} WHERE migration_set IS NOT ?"  # noqa: S608
-            if found := self._rows(others, self._class["set"]):
+            if found := self._rows(self._class["others_sql"], self._class["set"]):
                 raise _Refused(found[0][0], "is of another class: it has other migrations")
             if self._class["set"] is not None:
                 self._applied = [name for (name,) in self._rows(self._class["applied_sql"], self._class["set"])]

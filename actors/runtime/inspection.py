@@ -266,7 +266,7 @@ class Inspector:
             if schema.is_up_to_date(reading):
                 return False
         with contextlib.closing(sqlite.connect(path, self._settings.database_bytes_max)) as connection:
-            connection.guard(str(object_id))
+            connection.guard(str(object_id), schema.ledger)
             schema.bring_up_to_date(str(object_id), connection)
         return True
 

@@ -44,7 +44,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     schema = Schema(migrations)
     try:
         with contextlib.closing(sqlite.connect(Path(asked["path"]), asked["size_bytes_max"])) as connection:
-            connection.guard(asked["object_key"])
+            connection.guard(asked["object_key"], schema.ledger)
             schema.bring_up_to_date(asked["object_key"], connection)
     except sqlite.Error as error:
         return {"code": sqlite.code_of(error), "type": type(error).__name__, "message": str(error)}

@@ -33,7 +33,6 @@ _RUNTIME_TABLES = (
     # Not a table of ours: reading it costs nothing on activation, where it is in the file's first page.
     f"PRAGMA user_version = {RUNTIME_VERSION}",
 )
-_APPLIED = f"SELECT name FROM {Migrations.migrations_table} WHERE migration_set = ? ORDER BY id"  # noqa: S608  a constant
 _ENTRIES = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 # What runs by itself, and what is the runtime's own.
 _PROGRAMS = f"{_ENTRIES} WHERE type IN ('view', 'trigger')"
@@ -46,11 +45,16 @@ class Schema:
 
     def __init__(self, migrations: Migrations | None) -> None:
         self.migrations = migrations
+        #: The table that says which of them a file has. A class without any may get some.
+        self.ledger = (migrations or Migrations).migrations_table
+        quoted = '"' + self.ledger.replace('"', '""') + '"'
+        self._applied_sql = f"SELECT name FROM {quoted} WHERE migration_set = ? ORDER BY id"  # noqa: S608  the class's
+        self._others_sql = f"SELECT DISTINCT migration_set FROM {quoted} WHERE migration_set IS NOT ?"  # noqa: S608
         self._names = [step.name for step in migrations.pending(Database(memory=True))] if migrations else []
         self.template = sqlite.prepare_template(self._build)
 
     def _build(self, connection: ObjectConnection) -> None:
-        connection.guard("a new object")
+        connection.guard("a new object", self.ledger)
         with _transaction(connection):
             self._apply(connection)
         self._programs, self._own = connection.run_own(_PROGRAMS), connection.run_own(_OWN)
@@ -61,10 +65,11 @@ class Schema:
         return {
             "tables": [REQUESTS_TABLE, key_values.TABLE],
             "version": RUNTIME_VERSION,
-            "migrations_table": Migrations.migrations_table,
+            "migrations_table": self.ledger,
             "set": self.migrations.name if self.migrations else None,
             "names": self._names,
-            "applied_sql": _APPLIED,
+            "applied_sql": self._applied_sql,
+            "others_sql": self._others_sql,
             "programs": self._programs,
             "programs_sql": _PROGRAMS,
             "own": self._own,
@@ -107,15 +112,14 @@ class Schema:
         for statement in _RUNTIME_TABLES:
             connection.run_own(statement)
         if self.migrations:
-            self.migrations.apply(Database(connection))
+            with connection.migrating():
+                self.migrations.apply(Database(connection))
 
-    @staticmethod
-    def _applied(connection: ObjectConnection, migration_set: str) -> list[str]:
+    def _applied(self, connection: ObjectConnection, migration_set: str) -> list[str]:
         # Not Migrations.applied(): it inspects the table with several statements, and this runs on every activation.
-        table = Migrations.migrations_table
-        if not connection.run_own("SELECT 1 FROM sqlite_schema WHERE name = ?", table):
+        if not connection.run_own("SELECT 1 FROM sqlite_schema WHERE name = ?", self.ledger):
             return []  # the class had no migrations when the file was made
-        return [name for (name,) in connection.run_own(_APPLIED, migration_set)]
+        return [name for (name,) in connection.run_own(self._applied_sql, migration_set)]
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Storage:
         except (sqlite.Error, OSError) as error:
             raise self.explain(error, "open") from error
         try:
-            self._connection.guard(object_key)
+            self._connection.guard(object_key, schema.ledger)
             if not self._created:
                 schema.bring_up_to_date(object_key, self._connection)
         except BaseException as error:
@@ -81,8 +81,8 @@ class Storage:
         """Runs one statement and returns its rows. The short way, for what runs on every call.
 
         Raises:
-            StatementRefused: it would do what is the runtime's: transactions, settings, other databases, and tables
-                named `_mobula_*`.
+            StatementRefused: it would do what is the runtime's: transactions, settings, other databases, tables named
+                `_mobula_*`, and changes of the ledger of migrations.
             InvalidArgument: a value that SQLite can't hold, or above `VALUE_BYTES_MAX`.
         """
         return self._connection.run(query, binds)

@@ -91,6 +91,24 @@ class Sql:
         assert isinstance(refused.value, StatementRefused) or "no such column" in str(refused.value)
         assert await desk.kv("list") == {}
 
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DELETE FROM _sqlite_migrations",
+            "UPDATE _sqlite_migrations SET name = 'another'",
+            "DROP TABLE _sqlite_migrations",
+            "ALTER TABLE _sqlite_migrations RENAME TO mine",
+        ],
+    )
+    async def test_the_ledger_of_migrations_is_read_and_never_changed(self, desk: Stub[Desk], statement: str) -> None:
+        select = "SELECT name FROM _sqlite_migrations ORDER BY id"
+        applied = await desk.run(select)
+        assert applied
+        with pytest.raises(StatementRefused, match="change _sqlite_migrations"):
+            await desk.run(statement)
+        assert await desk.run(select) == applied
+        assert await desk.add("goes on") == 1
+
     async def test_no_copy_of_the_database_is_made_behind_the_runtimes_back(
         self, desk: Stub[Desk], tmp_path: Path
     ) -> None:

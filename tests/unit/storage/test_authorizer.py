@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,18 @@ REFUSED = [
     ("ALTER TABLE thing RENAME TO _mobula_mine", "touch _mobula_*"),
     ('ALTER TABLE thing RENAME TO "_MOBULA_mine"', "touch _mobula_*"),
     ("ALTER TABLE _mobula_kv RENAME TO mine", "touch _mobula_*"),
+    ("INSERT INTO _sqlite_migrations (migration_set, name) VALUES ('shelf', 'x')", "change _sqlite_migrations"),
+    ("INSERT OR REPLACE INTO main._SQLITE_migrations (id) VALUES (1)", "change _sqlite_migrations"),
+    ("UPDATE _sqlite_migrations SET name = 'x'", "change _sqlite_migrations"),
+    ("DELETE FROM _sqlite_migrations", "change _sqlite_migrations"),
+    ('DROP TABLE "_sqlite_migrations"', "change _sqlite_migrations"),
+    ("DROP INDEX idx__sqlite_migrations_migration_set_name", "change _sqlite_migrations"),
+    ("ALTER TABLE _sqlite_migrations RENAME TO mine", "change _sqlite_migrations"),
+    ("ALTER TABLE _sqlite_migrations ADD COLUMN mine", "change _sqlite_migrations"),
+    ("CREATE TRIGGER mine AFTER INSERT ON _sqlite_migrations BEGIN SELECT 1; END", "change _sqlite_migrations"),
+    ("CREATE INDEX mine ON _sqlite_migrations (name)", "change _sqlite_migrations"),
+    ("CREATE TEMP TABLE _sqlite_migrations (name)", "change _sqlite_migrations"),
+    ("CREATE TEMP VIEW _sqlite_migrations AS SELECT 1", "change _sqlite_migrations"),
     ("WITH stolen AS (SELECT * FROM _mobula_kv) SELECT * FROM stolen", "touch _mobula_kv"),
     ("SELECT name FROM thing WHERE name IN (SELECT key FROM _mobula_kv)", "touch _mobula_kv"),
 ]
@@ -71,6 +84,7 @@ ALLOWED = [
     "PRAGMA page_count",
     "SELECT * FROM pragma_table_list",
     "SELECT sql FROM sqlite_schema",
+    "SELECT migration_set, name FROM _sqlite_migrations",
     "CREATE TEMP TABLE passing (a)",
     "CREATE VIRTUAL TABLE words USING fts5(text)",
     "ALTER TABLE thing ADD COLUMN colour TEXT",
@@ -221,6 +235,62 @@ class TestAuthorizer:
         assert isinstance(refused, StatementRefused)
         assert isinstance(through, StatementRefused)
         assert await shelf.keys() == ["after", "before"]
+
+    def test_a_trigger_does_not_reach_the_ledger_of_migrations(self, storage: Storage) -> None:
+        storage.sql("CREATE TRIGGER mine AFTER INSERT ON thing BEGIN DELETE FROM _sqlite_migrations; END")
+        with pytest.raises(StatementRefused, match="change _sqlite_migrations"):
+            storage.sql("INSERT INTO thing (name) VALUES ('x')")
+
+    def test_the_ledger_of_migrations_is_guarded_by_the_name_that_the_class_gives_it(self, tmp_path: Path) -> None:
+        class Renamed(Migrations):
+            migrations_table = 'My "ledger"'
+
+        renamed = Renamed("renamed")
+
+        @renamed()
+        def first(database: Database) -> None:
+            database.execute("CREATE TABLE thing (name)")
+
+        schema = Schema(renamed)
+        storage = Storage("Shelf/acme:s", tmp_path / "s.sqlite", schema)
+        assert schema.applied(storage.connection) == ("first",)
+        storage.begin()
+        with pytest.raises(StatementRefused, match="ledger"):
+            storage.sql('DELETE FROM "my ""LEDGER"""')
+        storage.close()
+
+    @pytest.mark.parametrize(
+        "query", ["CREATE TABLE _sqlite_migrations (name)", "ALTER TABLE thing RENAME TO _sqlite_migrations"]
+    )
+    def test_a_class_without_migrations_makes_no_ledger_of_its_own(self, tmp_path: Path, query: str) -> None:
+        storage = Storage("Shelf/acme:s", tmp_path / "s.sqlite", Schema(None))
+        storage.begin()
+        storage.sql("CREATE TABLE thing (name)")
+        with pytest.raises(StatementRefused, match="change _sqlite_migrations"):
+            storage.sql(query)
+        storage.close()
+
+    def test_a_statement_that_a_migration_could_run_is_refused_afterwards(self, tmp_path: Path) -> None:
+        steps = Migrations("steps")
+        clear = "DELETE FROM _sqlite_migrations WHERE name = 'nothing'"
+        path = tmp_path / "s.sqlite"
+
+        @steps()
+        def first(database: Database) -> None:
+            database.execute("CREATE TABLE thing (name)")
+
+        path.write_bytes(Schema(steps).template)
+
+        @steps()
+        def second(database: Database) -> None:
+            database.execute(clear)
+
+        storage = Storage("Shelf/acme:s", path, Schema(steps))
+        storage.begin()
+        assert storage.sql("SELECT name FROM _sqlite_migrations ORDER BY id") == [("first",), ("second",)]
+        with pytest.raises(StatementRefused, match="change _sqlite_migrations"):
+            storage.database.execute(clear)
+        storage.close()
 
     def test_a_migration_is_guarded_as_a_turn_is(self) -> None:
         impatient = Migrations("impatient")
