@@ -6,8 +6,8 @@ An `ObjectConnection` runs an author's statements under an `Authorizer`, whether
 A prepared statement is kept by its text and not asked about again. So the runtime's carry a secret: no author's
 statement has the same text, and gets what was prepared for the runtime.
 
-The driver can't set SQLite's own limits. Sizes are checked where values come in; what a statement makes of them
-(`zeroblob`, `||`, `group_concat`) is limited by SQLite's default of 1 GB, and the depth of its expressions likewise.
+Sizes of values are checked where they come in. What a statement makes of them (`zeroblob`, `||`, `group_concat`) is
+limited by SQLite, as `sqlite_limit` has it, and so is the depth of its expressions, as SQLite comes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from actors.runtime.errors import InvalidArgument, ObjectReset, StatementRefused
 #: One bound value. Larger ones belong into files: each read of one blocks all objects of the host.
 VALUE_BYTES_MAX = 16 * 1024 * 1024
 #: Elements of at most 8 bytes: what has fewer than these fits, whatever they are.
+#: One row, and whatever a statement makes in memory: a few values of the largest size.
+ROW_BYTES_MAX = 4 * VALUE_BYTES_MAX
 _FITS = VALUE_BYTES_MAX // 8
 
 _SQLITE_TOOBIG = 18
@@ -150,7 +152,7 @@ class ObjectConnection(sqlite3.Connection):
             raise StatementRefused(self._object_key, *self._authorizer.refused) from error
         if getattr(error, "sqlite_errorcode", None) == _SQLITE_TOOBIG:
             raise InvalidArgument(
-                "value", "a larger one", "text, blob or row is larger than SQLite can hold"
+                "value", "a larger one", f"text, blob or row must take at most {ROW_BYTES_MAX} bytes"
             ) from error
         if self.in_turn and not self.in_transaction:
             # By an OR ROLLBACK or RAISE (ROLLBACK), or by SQLite itself, on a disk that failed.

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from sqlite_utils.utils import sqlite3
 
-from actors.runtime.connection import ObjectConnection
+from actors.runtime.connection import ROW_BYTES_MAX, ObjectConnection
 from actors.runtime.folder import make_folder, sync_folder
+from actors.runtime.sqlite_limit import open_limited
 
 Error = sqlite3.Error
 
@@ -78,13 +79,16 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
         OSError: the disk failed.
     """
     _sync_log(path)
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=0,
-        factory=ObjectConnection,
+    connection = open_limited(
+        lambda: sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=0,
+            factory=ObjectConnection,
+        ),
+        ROW_BYTES_MAX,
     )
     try:
         connection.executescript(_SETUP % max(1, size_bytes_max // PAGE_BYTES))

@@ -6,11 +6,9 @@ take. A process that opens thousands says here that it needs none of that, befor
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from importlib import import_module
 
-from sqlite_utils.utils import sqlite3
+from actors.runtime import sqlite_library
 
 logger = logging.getLogger("mobula.objects")
 
@@ -22,8 +20,7 @@ _OK = 0
 def take_little() -> bool:
     """For the whole process, which must have no database open. Says whether it could be done; else nothing changes."""
     try:
-        # The driver's own SQLite: there may be another one in the process.
-        library = ctypes.CDLL(import_module(f"{sqlite3.__name__.partition('.')[0]}._sqlite3").__file__)
+        library = sqlite_library.load()
         shutdown, configure, initialize = library.sqlite3_shutdown, library.sqlite3_config, library.sqlite3_initialize
     except (ImportError, OSError, AttributeError) as error:
         logger.info("open objects take more memory than they need: %s", error)

@@ -40,6 +40,7 @@ def test_the_limits_that_the_document_names_are_those_of_the_code() -> None:
         f"ended its host {quarantine.CRASHES_MAX} times in a row",
         f"activation failed {quarantine.FAILURES_MAX} times",
         f"{connection.VALUE_BYTES_MAX // megabyte} MB in SQL",
+        f"a row or what a statement makes {connection.ROW_BYTES_MAX // megabyte} MB",
         f"{key_values.VALUE_BYTES_MAX // megabyte} MB as JSON",
         f"a database {sqlite.DATABASE_BYTES_MAX // 1024**3} GB",
         f"tenant and name {object_id.STEM_BYTES_MAX} bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlite_utils import Database
 
 from actors.runtime import InvalidArgument, ObjectReset, StorageFull
-from actors.runtime.connection import VALUE_BYTES_MAX
+from actors.runtime.connection import ROW_BYTES_MAX, VALUE_BYTES_MAX
 from actors.runtime.namespace import Stub
 from actors.runtime.storage import Storage
 from tests.conformance.support import outcomes_of
@@ -48,9 +50,30 @@ class TestLimits:
         storage.sql("INSERT INTO thing (name) VALUES (?)", "x" * VALUE_BYTES_MAX)
         assert storage.sql("SELECT length(name) FROM thing") == [(VALUE_BYTES_MAX,)]
 
-    def test_what_is_too_large_for_sqlite_is_the_callers_mistake(self, storage: Storage) -> None:
-        with pytest.raises(InvalidArgument, match="larger than SQLite can hold"):
-            storage.sql("SELECT zeroblob(2000000000)")
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "SELECT zeroblob({})",
+            "SELECT hex(zeroblob({0} / 4)) || hex(zeroblob({0} / 4 + 1))",
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9)"
+            " SELECT group_concat(hex(zeroblob({} / 16))) FROM n",
+            "INSERT INTO thing (name) VALUES (zeroblob({}))",
+            "INSERT INTO thing (name, parent) VALUES (zeroblob({0} / 2), zeroblob({0} / 2))",
+        ],
+        ids=["blob", "text", "text of many rows", "stored", "row"],
+    )
+    def test_what_a_statement_makes_has_a_largest_size(self, storage: Storage, query: str) -> None:
+        for run in (storage.sql, storage.database.execute):
+            with pytest.raises(InvalidArgument, match=f"must take at most {ROW_BYTES_MAX} bytes"):
+                run(query.format(ROW_BYTES_MAX + 1))
+        assert storage.sql("SELECT length(zeroblob(?)), (SELECT count(*) FROM thing)", ROW_BYTES_MAX) == [
+            (ROW_BYTES_MAX, 0)
+        ]
+
+    def test_other_databases_of_the_process_have_no_such_limit(self, storage: Storage) -> None:
+        with contextlib.closing(Database(memory=True)) as other:
+            query = f"SELECT length(zeroblob({ROW_BYTES_MAX + 1}))"
+            assert other.execute(query).fetchone() == (ROW_BYTES_MAX + 1,)
 
     def test_values_that_sqlite_cannot_hold_are_refused_through_sqlite_utils_too(self, storage: Storage) -> None:
         for value in (2**63, "\ud800"):
