@@ -12,6 +12,7 @@ limited by SQLite, as `sqlite_limit` has it, and so is the depth of its expressi
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,9 @@ from actors.runtime.errors import InvalidArgument, ObjectReset, StatementRefused
 
 #: One bound value. Larger ones belong into files: each read of one blocks all objects of the host.
 VALUE_BYTES_MAX = 16 * 1024 * 1024
-#: Elements of at most 8 bytes: what has fewer than these fits, whatever they are.
 #: One row, and whatever a statement makes in memory: a few values of the largest size.
 ROW_BYTES_MAX = 4 * VALUE_BYTES_MAX
+#: Elements of at most 8 bytes: what has fewer than these fits, whatever they are.
 _FITS = VALUE_BYTES_MAX // 8
 
 _SQLITE_TOOBIG = 18
@@ -34,6 +35,8 @@ _SQLITE_TOOBIG = 18
 # As a tuple: a union would be made anew for each value.
 _SIZED = (str, bytes, bytearray, memoryview)
 _NO_BINDS: tuple[Any, ...] = ()
+# How `Database.atomic` of sqlite-utils ends its blocks.
+_BLOCK_END = re.compile(r"(RELEASE|ROLLBACK TO) SAVEPOINT sqlite_utils_[0-9a-f]{32};?")
 _Failures = (sqlite3.Error, UnicodeEncodeError, OverflowError)
 
 
@@ -50,6 +53,8 @@ class ObjectConnection(sqlite3.Connection):
         self._own_texts: dict[str, str] = {}
         #: A transaction is open, or ought to be.
         self.in_turn = False
+        #: The object is deleted with this transaction, and all that the author still did in it would be lost.
+        self.deleting = False
         #: What ended the transaction before its time. Nothing runs any more: it would be committed by itself.
         self.lost: Exception | None = None
 
@@ -122,6 +127,7 @@ class ObjectConnection(sqlite3.Connection):
         """
         if not self.in_turn:
             self.refuse_outside()
+        self.require_kept()
         return self.run_own(query, *binds)
 
     def refuse_outside(self) -> NoReturn:
@@ -130,9 +136,27 @@ class ObjectConnection(sqlite3.Connection):
         why = "only the code of a turn may, and no task or thread that it has started"
         raise StatementRefused(self._object_key, "use its storage now", why)
 
+    def require_kept(self) -> None:
+        """
+        Raises:
+            StatementRefused: the transaction deletes the object.
+        """
+        if self.deleting:
+            raise StatementRefused(self._object_key, "use its storage now", "the object is deleted with this turn")
+
+    def _admit_while_deleting(self, query: str) -> None:
+        end = _BLOCK_END.fullmatch(query)
+        if end is None:
+            self.require_kept()
+        elif end[1] == "ROLLBACK TO":
+            # No block can be begun any more: this one was before, and what is undone with it is the deletion too.
+            self.deleting = False
+
     def admit(self, query: str, binds: Any) -> None:
         if not self.in_turn and self._object_key:
             self.refuse_outside()
+        if self.deleting:
+            self._admit_while_deleting(query)
         self._authorizer.statement = query
         self._authorizer.refused = None
         for value in binds:

@@ -43,7 +43,6 @@ class Storage:
         self._created = not path.exists()
         #: What was committed since the file was opened is found again after a power cut.
         self._named = False
-        self.delete_requested = False
         self.deleted = False
         self._rows_changed_before = 0
         self._ended = False
@@ -99,12 +98,12 @@ class Storage:
     def transaction(self) -> Iterator[None]:
         """Undoes what was written within it if it is left by an exception. Nests. Must not hold an `await`."""
         self._transactions_open += 1
-        delete_requested, in_flight = self.delete_requested, self.alarm.in_flight
+        in_flight = self.alarm.in_flight
         try:
             with self.database.atomic():
                 yield
         except BaseException:
-            self.delete_requested, self.alarm.in_flight = delete_requested, in_flight
+            self.alarm.in_flight = in_flight
             self.alarm.forget()
             raise
         finally:
@@ -120,31 +119,36 @@ class Storage:
         if not self._takes_alarms:
             raise TypeError(f"{self._object_key} can't take an alarm: its class has no method `alarm`")
         self._require_turn()
+        self._connection.require_kept()
         self.alarm.set(at)
 
     def get_alarm(self) -> float | None:
         """When the next alarm is. While the handler runs: the one that it has set, if it has."""
+        self._connection.require_kept()
         return self.alarm.get()
 
     def delete_alarm(self) -> None:
         """Takes the alarm back. Once that is committed, a handler that fails is not tried again either."""
         self._require_turn()
+        self._connection.require_kept()
         self.alarm.delete()
 
     @property
     def size_bytes(self) -> int:
         """Size of the database, without its write-ahead log."""
+        self._connection.require_kept()
         ((size_bytes,),) = self.own_sql("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
         return int(size_bytes)
 
     def delete_all(self) -> None:
         """Removes all that the object stores, this turn's writes and the alarm included.
 
-        Its file is gone before the reply leaves.
+        Its file is gone before the reply leaves. Until then, all else that the turn would do with its storage is
+        refused with `StatementRefused`: it would be lost. To undo a `transaction()` around it undoes the deletion.
         """
         self._require_turn()
         # Once it is gone, what is there under its name is another object's.
-        self.delete_requested = not self.deleted
+        self._connection.deleting = not self.deleted
 
     def _require_turn(self) -> None:
         if not self._connection.in_turn:
@@ -160,6 +164,11 @@ class Storage:
     def own_sql(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """As `sql`, for the runtime's own statements: the only ones that may touch its tables."""
         return self._connection.run_own(query, *binds)
+
+    @property
+    def delete_requested(self) -> bool:
+        """The transaction deletes the object."""
+        return self._connection.deleting
 
     @property
     def rows_changed(self) -> int:
@@ -213,13 +222,13 @@ class Storage:
 
     def rollback_to_savepoint(self) -> None:
         """Undoes one turn; what earlier turns of the same transaction wrote stays."""
-        self.delete_requested = False
+        self._connection.deleting = False
         self._forget_alarm()
         self._connection.run_own("ROLLBACK TO _mobula_turn")
         self._connection.run_own("RELEASE _mobula_turn")
 
     def rollback(self) -> None:
-        self.delete_requested = self._connection.in_turn = False
+        self._connection.deleting = self._connection.in_turn = False
         self._forget_alarm()
         self.alarm.changed = False
         # Some errors make SQLite roll back by itself.
@@ -240,7 +249,7 @@ class Storage:
             if self.delete_requested:
                 self._connection.close()
                 sqlite.remove(self._path)
-                self.delete_requested, self.deleted, self._created = False, True, False
+                self._connection.deleting, self.deleted, self._created = False, True, False
                 self.alarm.is_gone()
             elif not self.deleted:
                 self._connection.run_own("COMMIT")

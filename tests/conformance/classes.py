@@ -16,6 +16,27 @@ from tests.objects import Ledger, Notebook, Refusal
 SETTINGS: dict[str, Any] = {"slots": 8, "block_timeout_s": 0.5}
 
 
+#: Each way of using the storage but `delete_all`, by name.
+STORAGE_USES: dict[str, Callable[[Desk], Any]] = {
+    "write": lambda desk: desk.add("lost"),
+    "write many": lambda desk: desk.storage.sql_many("INSERT INTO line (text) VALUES (?)", [("lost",)]),
+    "write by sqlite_utils": lambda desk: desk.storage.database.table("line").insert({"text": "lost"}),
+    "write by script": lambda desk: desk.storage.database.executescript("INSERT INTO line (text) VALUES ('lost');"),
+    "read": lambda desk: desk.lines(),
+    "read by sqlite_utils": lambda desk: desk.storage.database.table_names(),
+    "size": lambda desk: desk.storage.size_bytes,
+    "put": lambda desk: desk.storage.kv.put("k", "lost"),
+    "put many": lambda desk: desk.storage.kv.put_many({"k": "lost"}),
+    "delete": lambda desk: desk.storage.kv.delete("k"),
+    "get": lambda desk: desk.storage.kv.get("k"),
+    "list": lambda desk: desk.storage.kv.list(),
+    "set alarm": lambda desk: desk.storage.set_alarm(desk.clock.now()),
+    "get alarm": lambda desk: desk.storage.get_alarm(),
+    "delete alarm": lambda desk: desk.storage.delete_alarm(),
+    "begin a block": lambda desk: desk.storage.transaction().__enter__(),
+}
+
+
 class Desk(Notebook):
     """A notebook that takes alarms, lets some methods interleave, and calls others of its kind."""
 
@@ -57,6 +78,36 @@ class Desk(Notebook):
     def erase_and_set_alarm(self, at: float) -> None:
         self.storage.set_alarm(at)
         self.storage.delete_all()
+
+    def erase_and(self, use: str) -> Any:
+        """Goes on using the storage that it has deleted."""
+        self.storage.delete_all()
+        return STORAGE_USES[use](self)
+
+    async def erase_and_later(self, use: str) -> Any:
+        await asyncio.sleep(0)
+        return self.erase_and(use)
+
+    @exactly_once
+    def append_and_erase(self, text: str) -> int:
+        number = self.add(text)
+        self.storage.delete_all()
+        self.storage.delete_all()
+        return number
+
+    def erase_undo_and_add(self, text: str, within: str) -> None:
+        transaction = self.storage.transaction if within == "storage" else self.storage.database.atomic
+        try:
+            with transaction(), transaction():
+                self.storage.delete_all()
+                raise Refusal("undo", 1)
+        except Refusal:
+            self.add(text)
+
+    def erase_within(self, within: str) -> None:
+        transaction = self.storage.transaction if within == "storage" else self.storage.database.atomic
+        with transaction(), transaction():
+            self.storage.delete_all()
 
     def plan(self, *, failures: int = 0, again_in_s: float | None = None) -> None:
         """What the handler does: fails so often, or sets an alarm once more."""

@@ -13,8 +13,8 @@ from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
-from tests.conformance.classes import Desk, desk_with
-from tests.conformance.support import Backend, call_of, outcomes_of
+from tests.conformance.classes import STORAGE_USES, Desk, desk_with
+from tests.conformance.support import FAR_S, Backend, call_of, outcomes_of
 from tests.objects import Refusal
 
 
@@ -231,6 +231,35 @@ class Deletion:
         outcomes = await outcomes_of(desk.add("a"), desk.erase_and_raise(), desk.add("b"))
         assert [type(outcome) for outcome in outcomes] == [int, Refusal, int]
         assert await desk.lines() == ["kept", "a", "b"]
+
+    @pytest.mark.parametrize("use", list(STORAGE_USES))
+    @pytest.mark.parametrize("method", ["erase_and", "erase_and_later"])
+    async def test_what_a_turn_does_after_it_deleted_all_is_refused_and_the_turn_undone(
+        self, desk: Stub[Desk], use: str, method: str
+    ) -> None:
+        await desk.add("kept")
+        at = await desk.set_alarm_in(FAR_S)
+        with pytest.raises(StatementRefused, match="the object is deleted with this turn") as refused:
+            await getattr(desk, method)(use)
+        assert not refused.value.retryable
+        assert [await desk.lines(), await desk.alarm_at()] == [["kept"], at]
+
+    @pytest.mark.parametrize("within", ["storage", "sqlite_utils"])
+    async def test_a_deletion_that_was_undone_leaves_the_turn_as_it_was(self, desk: Stub[Desk], within: str) -> None:
+        await desk.add("kept")
+        await desk.erase_undo_and_add("goes on", within)
+        assert await desk.lines() == ["kept", "goes on"]
+
+    @pytest.mark.parametrize("within", ["storage", "sqlite_utils"])
+    async def test_a_deletion_within_blocks_that_end_well_is_one(self, desk: Stub[Desk], within: str) -> None:
+        await desk.add("x")
+        await desk.erase_within(within)
+        assert await desk.lines() == []
+
+    async def test_deleting_twice_in_a_turn_is_deleting_once(self, desk: Stub[Desk]) -> None:
+        await desk.add("x")
+        assert await desk.append_and_erase("y") == 2
+        assert await desk.lines() == []
 
     async def test_turns_around_a_deletion_see_what_was_before_and_after(self, desk: Stub[Desk]) -> None:
         outcomes = await outcomes_of(
