@@ -135,6 +135,8 @@ def run(
             },
             ready_within_s=ready_within_s,
         )
+    except StopRequested:
+        pass  # while it waited for the data directory; nothing was started
     except (ServerError, run_lock.DataDirectoryInUse) as error:
         server.say(f"cannot serve: {error}")
         raise SystemExit(1) from None
