@@ -157,11 +157,6 @@ class AlarmIndex:
         self._failures[key] = self._failures.get(key, 0) + 1
         return self._failures[key]
 
-    def overdue(self, now: float) -> int:
-        """Alarms whose time has passed. For metrics: looks at all of them."""
-        now_ms = _ms(now)
-        return sum(at_ms < now_ms for at_ms in self._at_ms.values())
-
     def _push(self, key: Key, fire_ms: int) -> None:
         if self._fire_ms.get(key) != fire_ms:
             self._fire_ms[key] = fire_ms
