@@ -42,6 +42,7 @@ class Activation:
         "_code",
         "_key",
         "_services",
+        "_slice_until_s",
         "_under_way",
         "_waits_for_gate",
         "_yielded",
@@ -63,6 +64,7 @@ class Activation:
         self.instance: DurableObject | None = None
         self.mailbox = Mailbox(self._key, services.mailbox_age_max_s)
         self._waits_for_gate = self._yielded = False
+        self._slice_until_s = 0.0
         self.input = Gate()
         self.output = Gate()
         self.last_used_s = services.clock.monotonic()
@@ -128,10 +130,13 @@ class Activation:
 
     # -- turns
 
-    def run_waiting(self) -> list[Turn]:
+    def run_waiting(self, *, goes_on: bool = False) -> list[Turn]:
         """Runs the plain methods at the head of the mailbox, in one transaction that is left open.
 
         Async methods are started as tasks, which have the host resume when they end.
+
+        Args:
+            goes_on: it has run just now, and committed: what is left of its slice is all that it gets.
 
         Returns:
             The turns whose replies are held until `commit`; empty if there is nothing to commit.
@@ -139,7 +144,11 @@ class Activation:
         services = self._services
         held: list[Turn] = []
         now_s = services.clock.monotonic()
-        until_s = now_s + services.slice_s
+        if not goes_on:
+            self._slice_until_s = now_s + services.slice_s
+        elif now_s >= self._slice_until_s:
+            self._yield()
+            return held
         outside = current_turn.set(PLAIN_TURN)
         try:
             while self.mailbox:
@@ -165,7 +174,7 @@ class Activation:
                     if held:
                         break  # the next turn is not to share its transaction
                     self._hibernate_always()
-                if self.mailbox and services.clock.monotonic() >= until_s:
+                if self.mailbox and services.clock.monotonic() >= self._slice_until_s:
                     self._yield()
                     break
         finally:

@@ -470,15 +470,16 @@ class ObjectHost:
         waiting = [activation for activation in activations if activation.may_begin()]
         if waiting:
             self._residents.something_runs()
+        goes_on = False
         while waiting:
-            ran = [(activation, held) for activation in waiting if (held := activation.run_waiting())]
+            ran = [(activation, held) for activation in waiting if (held := activation.run_waiting(goes_on=goes_on))]
             # One alone is committed right here.
             begin = self._commits.begin if len(ran) > 1 else None
             committing = [(activation, held, activation.begin_commit(begin)) for activation, held in ran]
             self._commits.wait()
             for activation, held, committed in committing:
                 activation.commit(held, committed)
-            waiting = [activation for activation in waiting if activation.runnable]
+            waiting, goes_on = [activation for activation in waiting if activation.runnable], True
 
     def _resume(self, activation: Activation) -> None:
         if not self._retired:

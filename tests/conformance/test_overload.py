@@ -126,7 +126,11 @@ class TestNeighbours:
         def add(self: Desk, text: str) -> None:
             order.append(self.id.name)
 
-        desk_class = desk_with(Desk.alarm, add=add)
+        def erase(self: Desk) -> None:
+            order.append(self.id.name)
+            self.storage.delete_all()
+
+        desk_class = desk_with(Desk.alarm, add=add, erase=erase)
         limits = HostSettings(**settings, slice_ms=4 * STEP_S * 1000)
         backend = LocalBackend(data_dir, [desk_class], settings=limits, clock=Ticking(STEP_S))
         yield [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
@@ -145,6 +149,17 @@ class TestNeighbours:
     ) -> None:
         hot, neighbour = two
         queue = [asyncio.ensure_future(hot.add(str(number))) for number in range(200)]
+        while not order:
+            await asyncio.sleep(0)
+        await neighbour.add("x")
+        await asyncio.gather(*queue)
+        assert order.index("neighbour") < 40
+
+    async def test_an_object_whose_turns_each_end_in_a_commit_gets_no_slice_for_each(
+        self, two: list[Stub[Desk]], order: list[str]
+    ) -> None:
+        hot, neighbour = two
+        queue = [asyncio.ensure_future(hot.erase()) for _ in range(200)]
         while not order:
             await asyncio.sleep(0)
         await neighbour.add("x")
