@@ -211,6 +211,12 @@ class Desk(Notebook):
             return f"{refusal.reason} {refusal.code}"
         return "nothing was raised"
 
+    async def tell_once_begun(self, name: str, text: str, begun: Path, other_begun: Path) -> int:
+        """Calls the other when both are in the middle of their turns, each of which says so by a file."""
+        begun.touch()
+        await self._gate(other_begun)
+        return int(await self.other(name).add(text))
+
     async def go_round(self, names: list[str], last: str) -> Any:
         """Calls itself on the first of `names`, with the rest; the last is asked by `last`."""
         if len(names) > 1:
