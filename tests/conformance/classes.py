@@ -16,23 +16,26 @@ from tests.objects import Ledger, Notebook, Refusal
 SETTINGS: dict[str, Any] = {"slots": 8, "block_timeout_s": 0.5}
 
 
-#: Each way of using the storage but `delete_all`, by name.
-STORAGE_USES: dict[str, Callable[[Desk], Any]] = {
+#: Each way of writing but `delete_all`, by name.
+STORAGE_WRITES: dict[str, Callable[[Desk], Any]] = {
     "write": lambda desk: desk.add("lost"),
     "write many": lambda desk: desk.storage.sql_many("INSERT INTO line (text) VALUES (?)", [("lost",)]),
     "write by sqlite_utils": lambda desk: desk.storage.database.table("line").insert({"text": "lost"}),
     "write by script": lambda desk: desk.storage.database.executescript("INSERT INTO line (text) VALUES ('lost');"),
-    "read": lambda desk: desk.lines(),
-    "read by sqlite_utils": lambda desk: desk.storage.database.table_names(),
-    "size": lambda desk: desk.storage.size_bytes,
     "put": lambda desk: desk.storage.kv.put("k", "lost"),
     "put many": lambda desk: desk.storage.kv.put_many({"k": "lost"}),
     "delete": lambda desk: desk.storage.kv.delete("k"),
+    "set alarm": lambda desk: desk.storage.set_alarm(desk.clock.now()),
+    "delete alarm": lambda desk: desk.storage.delete_alarm(),
+}
+STORAGE_USES: dict[str, Callable[[Desk], Any]] = {
+    **STORAGE_WRITES,
+    "read": lambda desk: desk.lines(),
+    "read by sqlite_utils": lambda desk: desk.storage.database.table_names(),
+    "size": lambda desk: desk.storage.size_bytes,
     "get": lambda desk: desk.storage.kv.get("k"),
     "list": lambda desk: desk.storage.kv.list(),
-    "set alarm": lambda desk: desk.storage.set_alarm(desk.clock.now()),
     "get alarm": lambda desk: desk.storage.get_alarm(),
-    "delete alarm": lambda desk: desk.storage.delete_alarm(),
     "begin a block": lambda desk: desk.storage.transaction().__enter__(),
 }
 
@@ -78,6 +81,13 @@ class Desk(Notebook):
     def erase_and_set_alarm(self, at: float) -> None:
         self.storage.set_alarm(at)
         self.storage.delete_all()
+
+    def write(self, way: str) -> None:
+        STORAGE_WRITES[way](self)
+
+    async def write_and_wait(self, way: str) -> None:
+        self.write(way)
+        await asyncio.sleep(0)
 
     def erase_and(self, use: str) -> Any:
         """Goes on using the storage that it has deleted."""
@@ -201,6 +211,12 @@ class Desk(Notebook):
         self.add(f"telling {text}")
         return int(await self.other(name).add(text))
 
+    async def tell_once_begun(self, name: str, text: str, begun: Path, other_begun: Path) -> int:
+        """Calls the other when both are in the middle of their turns, each of which says so by a file."""
+        begun.touch()
+        await self._gate(other_begun)
+        return int(await self.other(name).add(text))
+
     async def tell_all(self, names: list[str], text: str) -> list[int]:
         return list(await asyncio.gather(*[self.other(name).add(text) for name in names]))
 
@@ -210,12 +226,6 @@ class Desk(Notebook):
         except Refusal as refusal:
             return f"{refusal.reason} {refusal.code}"
         return "nothing was raised"
-
-    async def tell_once_begun(self, name: str, text: str, begun: Path, other_begun: Path) -> int:
-        """Calls the other when both are in the middle of their turns, each of which says so by a file."""
-        begun.touch()
-        await self._gate(other_begun)
-        return int(await self.other(name).add(text))
 
     async def go_round(self, names: list[str], last: str) -> Any:
         """Calls itself on the first of `names`, with the rest; the last is asked by `last`."""

@@ -14,8 +14,8 @@ from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
-from tests.conformance.classes import Desk, desk_with
-from tests.conformance.support import call_of, outcomes_of, ticks
+from tests.conformance.classes import STORAGE_WRITES, Desk, desk_with
+from tests.conformance.support import FAR_S, call_of, outcomes_of, ticks
 from tests.objects import Refusal
 
 LINES = "SELECT text FROM line ORDER BY number"
@@ -194,6 +194,19 @@ class TestOutputGate:
                 await desk.begin()
             assert isinstance((await outcomes_of(calls[0]))[0], ObjectReset)
             assert await other.lines() == []
+
+    @pytest.mark.parametrize("way", list(STORAGE_WRITES))
+    @pytest.mark.parametrize("method", ["write", "write_and_wait"])
+    async def test_no_way_of_writing_is_told_of_before_it_is_durable(
+        self, lab: Lab, desk: Stub[Desk], way: str, method: str
+    ) -> None:
+        await desk.add("kept")
+        await desk.kv("put", "k", "kept")
+        at = await desk.set_alarm_in(FAR_S)
+        lab.fail_next_commit(desk)
+        with pytest.raises(ObjectReset):
+            await getattr(desk, method)(way)
+        assert [await desk.lines(), await desk.kv("list"), await desk.alarm_at()] == [["kept"], {"k": "kept"}, at]
 
     async def test_a_failed_step_leaves_those_before_it(self, lab: Lab, desk: Stub[Desk], tmp_path: Path) -> None:
         turn = asyncio.ensure_future(desk.add_around_gate("x", tmp_path / "gate"))
