@@ -41,7 +41,7 @@ logger = logging.getLogger("mobula.chat")
 #: Turns under way or waiting in one replica, listened to or not.
 TURNS_AT_ONCE_MAX = 256
 BUSY_RETRY_AFTER_S = 1.0
-#: A request to a model is on its way by then.
+#: A request to a model is on its way by then, where nothing has to be found for it first.
 MODEL_ASKED_WITHIN_S = 0.005
 #: How long a replica that is stopped lets its turns go on, and then waits for what is left of them to be written down.
 DRAIN_S = 25.0
@@ -101,7 +101,7 @@ class Chat:
             raise
         # First: the answer need wait neither for a listing, nor for what this process does to reply.
         self._take_up(question.tenant, session_id, new, runner, begun, allowance)
-        if begun["claim"] is not None:
+        if begun["claim"] is not None and not question.retrieve:
             await asyncio.sleep(MODEL_ASKED_WITHIN_S)
         if listed is not None:
             try:

@@ -50,6 +50,11 @@ SHIM_NAME: Final = "haproxy-on-loopback"
 PEER_HEADER: Final = "x-mobula-peer"
 PEER_HEADER_VARIABLE: Final = "MOBULA_PEER_HEADER"
 
+#: With which Serve does not watch whether the client of a request is still there: two tasks fewer for each. Nobody need
+#: be told when those go that are answered at once.
+UNWATCHED_HEADER: Final = "x-request-disconnect-disabled"
+UNWATCHED_PATHS: Final = ("^/ratelimit/check$", "^/chat/sessions/[^/]+/messages$")
+
 # A path with any other character would need quoting in HAProxy's configuration, which Serve does not do.
 PLAIN_PATH: Final = re.compile(r"/[A-Za-z0-9/._-]+")
 
@@ -102,7 +107,7 @@ def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str,
 
 def haproxy_shim(*, haproxy: Path, runtime_dir: Path) -> str:
     """A program for Serve to start in HAProxy's place, which takes the two side doors off the network, has HAProxy
-    tell who connects, and becomes it.
+    tell who connects and which requests need no watching, and becomes it.
 
     Serve's template binds statistics and metrics to all interfaces, on ports that have no address setting and that two
     services would contend for. Here they become sockets that only the service's own user can open
@@ -111,6 +116,7 @@ def haproxy_shim(*, haproxy: Path, runtime_dir: Path) -> str:
 
     Serve recognises its HAProxy by process id and by the configuration's path in the command line: `exec` keeps both.
     """
+    unwatched = " || ".join(f"{{ path_reg {path} }}" for path in UNWATCHED_PATHS)
     stats, metrics = (shlex.quote(str(runtime_dir / name)) for name in ("stats.sock", "metrics.sock"))
     return f"""#!/bin/sh
 set -eu
@@ -123,7 +129,9 @@ done
 if [ -n "$config" ]; then
     sed -e 's|^\\( *bind \\)\\*:{STATS_PORT}$|\\1unix@'{stats}' mode 600|' \\
         -e 's|^\\( *bind \\):{METRICS_PORT}$|\\1unix@'{metrics}' mode 600|' \\
-        -e '/^frontend http_frontend$/a\\    http-request set-header {PEER_HEADER} %[src]' "$config" >"$config.closed"
+        -e '/^frontend http_frontend$/a\\    http-request set-header {PEER_HEADER} %[src]' \\
+        -e '/^frontend http_frontend$/a\\    http-request set-header {UNWATCHED_HEADER} ?1 if {unwatched}' \\
+        "$config" >"$config.closed"
     if [ "$(grep -c '^ *bind unix@.* mode 600$' "$config.closed")" != 2 ] ||
         [ "$(grep -c '^ *http-request set-header {PEER_HEADER} ' "$config.closed")" != 1 ]; then
         echo "statistics, metrics or the port are not where they were in Serve's template: not starting HAProxy" >&2

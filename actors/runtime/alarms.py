@@ -87,7 +87,7 @@ class AlarmIndex:
         """Makes the index say so, durably.
 
         Raises:
-            OSError: the entry could not be made; the one before is still there.
+            OSError: it may say what it did before, or has yet to be made durable.
         """
         key, at_ms = key_of(object_id), None if at is None else _ms(at)
         self._failures.pop(key, None)
@@ -97,15 +97,24 @@ class AlarmIndex:
             self._at_ms.pop(key, None)
         else:
             if at_ms != known_ms:
-                path = self._path(object_id, at_ms)
-                make_folder(path.parent)
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-                self._sync(path.parent)
+                self._enter(self._path(object_id, at_ms), None if known_ms is None else self._path(object_id, known_ms))
                 self._at_ms[key] = at_ms
             self._push(key, _ms_not_before(at))
         self._changed()
-        if known_ms is not None and known_ms != at_ms:
+        if known_ms is not None and at_ms is None:
             self._path(object_id, known_ms).unlink(missing_ok=True)
+
+    def _enter(self, path: Path, before: Path | None) -> None:
+        """Makes the entry, in place of the one before: a name is changed for less than a file is made."""
+        try:
+            if before is not None:
+                before.rename(path)
+        except FileNotFoundError:
+            before = None  # somebody has removed it
+        if before is None:
+            make_folder(path.parent)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        self._sync(path.parent)
 
     def load(self, entries: Iterable[Path]) -> None:
         """Takes in what is on disk: files of this host's objects, in folders `<class>/<slot>`."""

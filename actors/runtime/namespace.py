@@ -32,6 +32,7 @@ from actors.runtime.call import (
     pack_arguments,
     unpack,
 )
+from actors.runtime.deadlines import Deadlines
 from actors.runtime.errors import CallCycle, ObjectOverloaded, ObjectReset
 from actors.runtime.lane import LaneFull
 from actors.runtime.object import ClassSpec, DurableObject, MethodSpec, Repeat
@@ -75,12 +76,19 @@ class Objects(Protocol):
 class StubMethod:
     """One method of one object."""
 
-    __slots__ = ("_backend", "_id", "_method", "_request_id", "_timeout_s")
+    __slots__ = ("_backend", "_deadlines", "_id", "_method", "_request_id", "_timeout_s")
 
     def __init__(
-        self, backend: Backend, object_id: ObjectId, method: MethodSpec, timeout_s: float, request_id: str = ""
+        self,
+        backend: Backend,
+        deadlines: Deadlines,
+        object_id: ObjectId,
+        method: MethodSpec,
+        timeout_s: float,
+        request_id: str = "",
     ) -> None:
         self._backend = backend
+        self._deadlines = deadlines
         self._id = object_id
         self._method = method
         self._timeout_s = timeout_s
@@ -112,7 +120,8 @@ class StubMethod:
         """
         if self._method.repeat is not Repeat.EXACTLY_ONCE:
             raise TypeError(f"{self._id.class_name}.{self._method.name} is not declared @exactly_once")
-        return StubMethod(self._backend, self._id, self._method, self._timeout_s, checked_request_id(request_id))
+        request_id = checked_request_id(request_id)
+        return StubMethod(self._backend, self._deadlines, self._id, self._method, self._timeout_s, request_id)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         once = self._method.repeat is Repeat.EXACTLY_ONCE
@@ -149,7 +158,7 @@ class StubMethod:
                 trail: Trail = (left_s, chain)
                 call = (*call[:6], trail)
             try:
-                async with asyncio.timeout(left_s):
+                with self._deadlines.until(deadline_s):
                     reply = await self._backend.send(self._id, call)
             except HostRetired as retired:
                 error, safe = ObjectReset(key, str(retired) or "its host is ending"), True
@@ -178,16 +187,18 @@ class StubMethod:
 class Stub(Generic[Class]):
     """An object's address. Its attributes are the object's methods, each to be awaited or sent with `.remote(...)`."""
 
-    __slots__ = ("_backend", "_methods", "_timeout_s", "id")
+    __slots__ = ("_backend", "_deadlines", "_methods", "_timeout_s", "id")
 
     def __init__(
         self,
         backend: Backend,
+        deadlines: Deadlines,
         object_id: ObjectId,
         methods: Callable[[str], MethodSpec | None],
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._backend = backend
+        self._deadlines = deadlines
         self._methods = methods
         self._timeout_s = timeout_s
         self.id = object_id
@@ -196,7 +207,7 @@ class Stub(Generic[Class]):
         method = self._methods(name)
         if method is None:
             raise AttributeError(f"{self.id.class_name} has no method {name!r} that can be called from outside")
-        return StubMethod(self._backend, self.id, method, self._timeout_s)
+        return StubMethod(self._backend, self._deadlines, self.id, method, self._timeout_s)
 
     def __repr__(self) -> str:
         return f"<Stub {self.id}>"
@@ -208,6 +219,7 @@ class Namespace(Generic[Class]):
     def __init__(self, backend: Backend, spec: ClassSpec) -> None:
         self._backend = backend
         self._spec = spec
+        self._deadlines = Deadlines()
 
     def get(self, tenant: str, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Stub[Class]:
         """The object of that name, whether or not it was ever used.
@@ -221,4 +233,5 @@ class Namespace(Generic[Class]):
         Raises:
             InvalidArgument: the names are empty or too long.
         """
-        return Stub(self._backend, ObjectId(self._spec.name, tenant, name), self._spec.methods.get, timeout_s)
+        object_id = ObjectId(self._spec.name, tenant, name)
+        return Stub(self._backend, self._deadlines, object_id, self._spec.methods.get, timeout_s)

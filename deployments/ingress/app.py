@@ -24,6 +24,7 @@ from deployments.ingress import (
     usage,
 )
 from deployments.ingress.body_limit import BodyLimit
+from deployments.ingress.hot import HotApp
 from deployments.ingress.openai import completions, conversations, embeddings, models, responses
 from deployments.ingress.openai import errors as openai_errors
 from deployments.ingress.rate_limit_fields import RateLimitFields
@@ -69,9 +70,9 @@ _OPENAI_ROUTERS = (
 )
 
 
-def build(services: Services) -> FastAPI:
+def build(services: Services) -> HotApp:
     """The ASGI app of one ingress replica."""
-    app = FastAPI(
+    app = HotApp(
         title="Mobula",
         summary="Multi-tenant chat, retrieval and rate limits on durable objects.",
         version="0.1.0",
@@ -95,7 +96,7 @@ def build(services: Services) -> FastAPI:
     for router in _OPENAI_ROUTERS:
         app.include_router(router, responses=_OPENAI_ERRORS)
     _describe(app)
-    hot.install(app)
+    hot.install(app, services.config.limits.body_bytes_max)
     return app
 
 

@@ -34,36 +34,57 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         size_bytes_max = self._of_path(scope["path"]) or self._size_bytes_max
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared[:20]) > size_bytes_max:
+        if declares_more(scope, size_bytes_max):
             await self._too_large(size_bytes_max, scope, receive, send)
             return
-        received_bytes = 0
+        body = CountedBody(receive, size_bytes_max)
         started = False
-
-        async def counted() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            if message["type"] == "http.request":
-                received_bytes += len(message.get("body", b""))
-                if received_bytes > size_bytes_max:
-                    raise BodyTooLarge(size_bytes_max)
-            return message
 
         async def noted(message: Message) -> None:
             nonlocal started
-            if received_bytes > size_bytes_max and not started:
+            if body.is_too_large and not started:
                 return  # FastAPI answers 400 to whatever goes wrong while it reads a body
             started = True
             await send(message)
 
         try:
-            await self._app(scope, counted, noted)
+            await self._app(scope, body, noted)
         except BodyTooLarge:
             if started:
                 raise
-        if received_bytes > size_bytes_max and not started:
+        if body.is_too_large and not started:
             await self._too_large(size_bytes_max, scope, receive, send)
 
     async def _too_large(self, size_bytes_max: int, scope: Scope, receive: Receive, send: Send) -> None:
         await self._told(scope["path"], problem_of(BodyTooLarge(size_bytes_max)))(scope, receive, send)
+
+
+class CountedBody:
+    """ASGI's `receive`, which gives no more of a body than that."""
+
+    def __init__(self, receive: Receive, size_bytes_max: int) -> None:
+        self._receive = receive
+        self._left_bytes = size_bytes_max
+        self._size_bytes_max = size_bytes_max
+
+    @property
+    def is_too_large(self) -> bool:
+        return self._left_bytes < 0
+
+    async def __call__(self) -> Message:
+        """
+        Raises:
+            BodyTooLarge: there is more.
+        """
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._left_bytes -= len(message.get("body", b""))
+            if self.is_too_large:
+                raise BodyTooLarge(self._size_bytes_max)
+        return message
+
+
+def declares_more(scope: Scope, size_bytes_max: int) -> bool:
+    """What the request says of its body."""
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    return declared.isdigit() and int(declared[:20]) > size_bytes_max

@@ -1,18 +1,17 @@
 """Which routes are asked so often that FastAPI's way to their handlers is too long?
 
-A check of a bucket, and a session's messages, added and read. FastAPI looks through all routes, twice, and then takes
-longer to find out what a handler takes than the handler does. `HotRoutes` stands before its routes and leads to the
-same handlers, behind the same `Access`, with the same types of fields and the same problems. What it does not know,
-such as another kind of body or an unusual query, goes FastAPI's way, which also describes these routes.
+A check of a bucket, and a session's messages, added and read. FastAPI goes through its middleware and all routes, and
+then takes longer to find out what a handler takes than the handler does. `HotApp` leads to the same handlers, behind
+the same `Access`, with the same types of fields and the same problems. What it does not know, such as another kind of
+body or an unusual query, goes FastAPI's way, which also describes these routes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,9 +19,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from deployments.errors import BodyTooLarge
 from deployments.ingress import ratelimit, sessions
 from deployments.ingress.access import Guard, guard_of
+from deployments.ingress.body_limit import CountedBody, declares_more
 from deployments.ingress.idempotency import key_of
+from deployments.ingress.rate_limit_fields import add_limits
 from deployments.keyring import Principal
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -30,52 +32,88 @@ Model = TypeVar("Model", bound=BaseModel)
 #: Reads what the handler takes, and calls it.
 Handle: TypeAlias = Callable[[Request, Principal], Awaitable[Response]]
 
-_MESSAGES = re.compile(r"/chat/sessions/(?P<session_id>[^/]+)/messages")
-_LIMIT = re.compile(rb"limit=(?:1000|[1-9][0-9]{0,2})")
-_JSON = b"application/json"
+_NO_QUERY: Final = re.compile(rb"")
+_LIMIT: Final = re.compile(rb"(?:limit=(?:1000|[1-9][0-9]{0,2}))?")
+_JSON: Final = b"application/json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Hot:
-    guard: Guard
-    handle: Handle
+class HotRoute(BaseRoute):
+    """One of them. As a route of the app it is there for its name alone, which Serve's metrics have.
 
+    Args:
+        method: of the requests.
+        path: as FastAPI writes it.
+        query: all queries that it knows.
+        guard: stands before it.
+        handle: answers.
+    """
 
-class HotRoutes(BaseRoute):
-    """The routes, as one of Starlette's."""
-
-    def __init__(self) -> None:
-        self._check = _Hot(guard=guard_of(ratelimit.router, ratelimit.check), handle=_check)
-        self._append = _Hot(guard=guard_of(sessions.router, sessions.append), handle=_append)
-        self._history = _Hot(guard=guard_of(sessions.router, sessions.history), handle=_history)
+    def __init__(self, method: str, path: str, query: re.Pattern[bytes], guard: Guard, handle: Handle) -> None:
+        self.path = path
+        self._method = method
+        self._path = re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path))
+        self._query = query
+        self._guard = guard
+        self._handle = handle
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] == "http" and (found := self._find(scope)) is not None:
-            hot, path_params = found
-            return Match.FULL, {"endpoint": hot, "path_params": path_params}
-        return Match.NONE, {}
+        found = self.find(scope) if scope["type"] == "http" else None
+        return (Match.NONE, {}) if found is None else (Match.FULL, {"path_params": found.groupdict()})
 
-    def _find(self, scope: Scope) -> tuple[_Hot, Mapping[str, str]] | None:
-        path, method, query = scope["path"], scope["method"], scope["query_string"]
-        if path == "/ratelimit/check":
-            return (self._check, {}) if method == "POST" and not query and _is_json(scope) else None
-        match = _MESSAGES.fullmatch(path)
-        if match is None:
+    def find(self, scope: Scope) -> re.Match[str] | None:
+        """None if the request is another route's, or is to go FastAPI's way."""
+        if scope["method"] != self._method or (found := self._path.fullmatch(scope["path"])) is None:
             return None
-        if method == "GET":
-            return (self._history, match.groupdict()) if not query or _LIMIT.fullmatch(query) else None
-        return (self._append, match.groupdict()) if method == "POST" and not query and _is_json(scope) else None
+        is_known = self._query.fullmatch(scope["query_string"]) and (self._method == "GET" or _is_json(scope))
+        return found if is_known else None
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        hot: _Hot = scope["endpoint"]
-        caller = request.state.caller = await hot.guard(request)
-        response = await hot.handle(request, caller)
+    async def respond(self, request: Request) -> Response:
+        caller = request.state.caller = await self._guard(request)
+        return await self._handle(request, caller)
+
+
+class HotApp(FastAPI):
+    """An app that answers its hot routes before anything else of it is asked.
+
+    `hot`: those routes. `body_bytes_max`: of their requests.
+    """
+
+    hot: tuple[HotRoute, ...] = ()
+    body_bytes_max: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for route in self.hot:
+                if (found := route.find(scope)) is not None:
+                    scope["app"], scope["path_params"] = self, found.groupdict()
+                    await self._answer(route, scope, receive, send)
+                    return
+        await super().__call__(scope, receive, send)
+
+    async def _answer(self, route: HotRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, CountedBody(receive, self.body_bytes_max), send)
+        try:
+            if declares_more(scope, self.body_bytes_max):
+                raise BodyTooLarge(self.body_bytes_max)
+            response = await route.respond(request)
+        except Exception as error:  # the app has a handler of whatever it is
+            handlers = self.exception_handlers
+            told = next(handlers[kind] for kind in type(error).__mro__ if kind in handlers)(request, error)
+            assert not isinstance(told, Response)
+            response = await told
+        add_limits(request, response)
         await response(scope, receive, send)
 
 
-def install(app: FastAPI) -> None:
-    app.router.routes.insert(0, HotRoutes())
+def install(app: HotApp, body_bytes_max: int) -> None:
+    messages = "/chat/sessions/{session_id}/messages"
+    app.hot = (
+        HotRoute("POST", "/ratelimit/check", _NO_QUERY, guard_of(ratelimit.router, ratelimit.check), _check),
+        HotRoute("POST", messages, _NO_QUERY, guard_of(sessions.router, sessions.append), _append),
+        HotRoute("GET", messages, _LIMIT, guard_of(sessions.router, sessions.history), _history),
+    )
+    app.body_bytes_max = body_bytes_max
+    app.router.routes[:0] = app.hot
 
 
 async def _check(request: Request, caller: Principal) -> Response:

@@ -35,7 +35,12 @@ def test_statistics_and_metrics_become_sockets_and_haproxy_gets_its_own_argument
     assert ran.stdout == f"-db -f {file} -dR\n"
     assert file.read_text() == CONFIG.replace(":9101", f"unix@{tmp_path}/metrics.sock mode 600").replace(
         "*:8404", f"unix@{tmp_path}/stats.sock mode 600"
-    ).replace("frontend http_frontend\n", "frontend http_frontend\n    http-request set-header x-mobula-peer %[src]\n")
+    ).replace(
+        "frontend http_frontend\n",
+        "frontend http_frontend\n    http-request set-header x-mobula-peer %[src]\n"
+        "    http-request set-header x-request-disconnect-disabled ?1"
+        " if { path_reg ^/ratelimit/check$ } || { path_reg ^/chat/sessions/[^/]+/messages$ }\n",
+    )
 
 
 @pytest.mark.parametrize(
