@@ -40,6 +40,9 @@ NO_TOKEN = -1
 #: What is behind the last event of a stream.
 _LAST = "[DONE]"
 _WORDS_LOOKED_AT_MAX = 2_000
+#: More than any model reads or writes at once. What a server says is charged to budgets and kept with a turn: a number
+#: below zero would pay back, and one that is too large could never be written down.
+TOKENS_MAX = 10**8
 #: For vLLM and its like. llama.cpp goes on from a last message of the assistant by itself, and takes these too.
 _CONTINUING = {"add_generation_prompt": False, "continue_final_message": True}
 _CONTEXT_CODES = frozenset({ModelRefused.CONTEXT_LENGTH, "exceed_context_size_error"})
@@ -264,9 +267,12 @@ class _Answer:
     def take(self, chunk: object) -> str:
         # Any JSON: nobody has checked it.
         usage = field_of(chunk, "usage")
-        counts = (field_of(usage, "prompt_tokens"), field_of(usage, "completion_tokens"))
-        if isinstance(counts[0], int) and isinstance(counts[1], int):
-            self._usage = (counts[0], counts[1])
+        input_tokens, output_tokens = (
+            _count(field_of(usage, "prompt_tokens")),
+            _count(field_of(usage, "completion_tokens")),
+        )
+        if input_tokens is not None and output_tokens is not None:
+            self._usage = (input_tokens, output_tokens)
         choices = field_of(chunk, "choices")
         if not isinstance(choices, list) or not choices:
             return ""
@@ -389,6 +395,11 @@ def _tool(spec: ToolSpec) -> dict[str, Any]:
 
 def _tool_choice(choice: str) -> str | dict[str, Any]:
     return choice if choice in ("auto", "none", "required") else {"type": "function", "function": {"name": choice}}
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens; None where it is none."""
+    return value if type(value) is int and 0 <= value <= TOKENS_MAX else None
 
 
 def _texts_of(message: ChatMessage) -> Iterator[str]:

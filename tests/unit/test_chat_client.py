@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S
+from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S, TOKENS_MAX
 from deployments.chat_request import (
     ChatMessage,
     ChatRequest,
@@ -134,6 +134,19 @@ async def test_tokens_are_estimated_and_said_to_be_where_a_server_counts_none() 
     events = await ask(script)
 
     assert events[-1] == Finished(finish_reason="length", input_tokens=4, output_tokens=2, estimated=True)
+
+
+@pytest.mark.parametrize("count", [-1, TOKENS_MAX + 1, 2**63, True, 7.0, "7", None])
+@pytest.mark.parametrize("which", ["prompt_tokens", "completion_tokens"])
+async def test_counts_that_can_not_be_are_no_counts(which: str, count: Any) -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.piece("a", "stop")
+        await reply.event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 9, which: count}})
+
+    end = (await ask(script))[-1]
+
+    assert end == Finished(finish_reason="stop", input_tokens=4, output_tokens=1, estimated=True)
 
 
 async def test_an_answer_without_its_closing_mark_counts_once_its_reason_has_come() -> None:
