@@ -21,10 +21,10 @@ from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.idempotency import LEASE_S
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
-from deployments.question import Asked, Question
+from deployments.question import Question
 from tests.unit.handles import EchoModel, Handle, services_over
 from tests.unit.objects_fixtures import ring
-from tests.unit.talk import TENANTS, WITHIN_S, Talk, talk_at
+from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at
 
 LOST = ObjectReset("ChatSession/acme:s", "its host was lost")
 PIECES = ("line\r\n\nevent: error\n", "🐟")
@@ -235,16 +235,7 @@ async def test_a_key_is_its_tenants_own(client: httpx.AsyncClient) -> None:
 async def test_a_question_cut_off_before_its_turn_was_recorded_is_begun_once(
     app: FastAPI, client: httpx.AsyncClient, served: Served
 ) -> None:
-    class Cut:
-        """A chat whose ingress ends as soon as the turn is begun."""
-
-        async def begin(self, question: Question) -> Asked:
-            asked = await chat.begin(question)
-            served.talk.objects.failing["KeyValue", "swap"] = [LOST]
-            return asked
-
-    chat = served.talk.replica(served.model)
-    app.state.services = dataclasses.replace(served.services, chat=Handle(Cut()))
+    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
     body = {"message": "Why?", "stream": False}
     problem(await client.post("/chat", json=body, headers=key()), 503)
     app.state.services = served.services
@@ -379,6 +370,24 @@ async def test_a_request_that_comes_again_is_answered_as_long_as_its_answer_is_t
     assert len(served.model.requests) == 1
     await served.talk.sessions.get("acme", first["session_id"]).remove(first["message_id"])
     problem(await client.post("/chat", json={**body, "stream": False}), 410)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_question_that_was_cut_off_is_told_again_also_when_its_events_are_gone(
+    app: FastAPI, client: httpx.AsyncClient, served: Served, stream: bool
+) -> None:
+    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    problem(await client.post("/chat", json={"message": "Why?", "stream": False}, headers=key()), 503)
+    app.state.services = served.services
+    served.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(served.talk.objects, served.talk.clock)
+    again = await client.post("/chat", json={"message": "Why?", "stream": stream}, headers=key())
+    assert again.headers["idempotent-replayed"] == "true"
+    if stream:
+        assert events_of(again)[-1]["event"] == "turn.completed"
+    else:
+        assert (again.json()["text"], again.json()["status"]) == (TEXT, "completed")
+    assert len(served.model.requests) == 1
 
 
 async def test_a_turn_is_stopped_once_and_stays_as_it_is(client: httpx.AsyncClient, served: Served) -> None:

@@ -26,6 +26,7 @@ from actors.turn import FINAL, TurnEvent
 from deployments.errors import ServiceError
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, asker_of, guarded_by
+from deployments.ingress.chat import outcome_of
 from deployments.ingress.events import PING_EVERY_S
 from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey, outcome_once
 from deployments.ingress.openai import items, shapes
@@ -255,7 +256,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             except ServiceError:  # limits have denied it meanwhile, and the copy is nobody's
                 await services.sessions.delete(tenant, new_session_id)
                 raise
-        return Outcome(content={"session_id": begun.session_id, "turn_id": begun.turn_id})
+        return outcome_of(begun)
 
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])
     if key is None:

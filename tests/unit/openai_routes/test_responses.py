@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import openai
 import pytest
 from fastapi import FastAPI
-from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseItemList, ResponseStreamEvent
 
 from actors import ObjectNotFound
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelRefused
 from deployments.ingress.openai.ids import turn_of
 from deployments.question import Asked
+from tests.unit.handles import Handle
+from tests.unit.objects_fixtures import ring
 from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
-from tests.unit.talk import passage
+from tests.unit.talk import TENANTS, CutChat, passage
 
 FUNCTION: Any = {"type": "function", "strict": False, **TOOL}
 SEARCH: Any = {"type": "file_search", "vector_store_ids": ["default"], "max_num_results": 2}
@@ -214,6 +217,27 @@ async def test_a_response_that_is_asked_for_twice_with_one_key_is_one(client: op
     assert len(await lab.talk.said(session_of(first))) == 4
     with pytest.raises(openai.BadRequestError):
         await create(client, extra_headers={"Idempotency-Key": "k1"})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_response_that_was_cut_off_is_told_again_also_when_its_events_are_gone(
+    client: openai.AsyncOpenAI, app: FastAPI, lab: Lab, stream: bool
+) -> None:
+    more: Any = {"model": "default", "input": "Why?", "extra_headers": {"Idempotency-Key": "k1"}}
+    app.state.services = dataclasses.replace(lab.services, chat=Handle(CutChat(lab.talk, lab.model)))
+    with pytest.raises(openai.InternalServerError):
+        await client.responses.create(**more)
+    app.state.services = lab.services
+    lab.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(lab.talk.objects, lab.talk.clock)
+    if stream:
+        last = [event async for event in await client.responses.create(stream=True, **more)][-1]
+        assert isinstance(last, ResponseCompletedEvent)
+        again = last.response
+    else:
+        again = await client.responses.create(**more)
+    assert (again.status, again.output_text) == ("completed", TEXT)
+    assert len(lab.model.requests) == 1
 
 
 async def test_a_copy_that_is_asked_for_twice_with_one_key_is_one(client: openai.AsyncOpenAI) -> None:
