@@ -199,7 +199,7 @@ class Limiter:
         try:
             wanted = None if asking.wanted is None else tuple(asking.wanted)
             ended = None if asking.ended is None else tuple(asking.ended)
-            answer, leased, out = await bucket.lease(cost, quota.rows, wanted, ended)
+            answer, leased, out = await bucket.lease(cost, quota.rows, wanted, ended, request_id, again=again)
             decision = Decision(*answer)
         finally:
             self._leases.asked(asking, decision, leased)
