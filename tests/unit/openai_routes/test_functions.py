@@ -212,6 +212,28 @@ async def test_a_conversation_takes_calls_with_their_results(client: openai.Asyn
     assert [item.type for item in added.data] == ["function_call", "function_call_output"]
 
 
+async def test_a_conversation_that_was_brought_with_some_results_waits_for_the_others(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    called: Any = {"type": "function_call", "name": "look_up", "arguments": "{}"}
+    kept: Any = [
+        {"role": "user", "content": "Why?"}, {**called, "call_id": "c1"}, {**called, "call_id": "c2"},
+        output("c1", "one"),
+    ]  # fmt: skip
+    conversation = (await client.conversations.create(items=kept)).id
+    with pytest.raises(openai.BadRequestError, match="c1"):
+        await create(client, conversation=conversation, input=[output("c1", "another"), output("c2", "two")])
+    lab.model.failures = [ModelUnavailable("gone", 60)]
+    for text in ("lost", "two"):
+        await create(client, conversation=conversation, input=[output("c2", text)])
+    assert told(lab)[2:] == [("tool", "one"), ("tool", "two")]
+    # So it does behind a turn that has nothing to do with them.
+    more: Any = [{**called, "call_id": "c3"}, {**called, "call_id": "c4"}, output("c3", "three")]
+    await client.conversations.items.create(conversation, items=more)
+    await create(client, conversation=conversation, input=[output("c4", "four")])
+    assert told(lab)[-2:] == [("tool", "three"), ("tool", "four")]
+
+
 async def test_documents_are_searched_for_what_the_user_asked(client: openai.AsyncOpenAI, lab: Lab) -> None:
     lab.talk.library.passages = [passage(1, "Fish have no eyelids.")]
     first = await calling(client, lab, CALL, tools=[FUNCTION, SEARCH])
