@@ -226,10 +226,15 @@ class ServerError(NamedTuple):
     def of(cls, error: object) -> ServerError:
         """Of the value of `error`, which nobody has checked."""
         words, code, error_type = (field_of(error, name) for name in ("message", "code", "type"))
+        if not isinstance(words, str) or not words:
+            try:
+                words = str(error)
+            except RecursionError:
+                words = "an error too deep to be read"
         return cls(
-            words if isinstance(words, str) and words else str(error),
-            code if isinstance(code, str) else None,
-            error_type if isinstance(error_type, str) else None,
+            words[:_WORDS_LOOKED_AT_MAX],
+            _plain(code) if isinstance(code, str) else None,
+            _plain(error_type) if isinstance(error_type, str) else None,
         )
 
     @classmethod
@@ -237,7 +242,7 @@ class ServerError(NamedTuple):
         """Of a response that was read: JSON with `error`, or any text."""
         try:
             body: object = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             body = response.text
         return cls.of(field_of(body, "error") or body)
 
@@ -411,10 +416,9 @@ def _texts_of(message: ChatMessage) -> Iterator[str]:
 
 def _refusal_of_tools(request: ChatRequest, error: ServerError) -> ModelRefused | None:
     """The error of a server that can't take tools, if it is that."""
-    words = error.words[:_WORDS_LOOKED_AT_MAX]
-    if not request.tools or not (_OF_TOOLS.search(words) and _NOT_TAKEN.search(words)):
+    if not request.tools or not (_OF_TOOLS.search(error.words) and _NOT_TAKEN.search(error.words)):
         return None
-    return ModelRefused(f"the server takes no tools: {_plain(words)}", ModelRefused.TOOLS)
+    return ModelRefused(f"the server takes no tools: {_plain(error.words)}", ModelRefused.TOOLS)
 
 
 def _from_event(request: ChatRequest, error: ServerError) -> ModelError:
@@ -428,4 +432,4 @@ def _from_event(request: ChatRequest, error: ServerError) -> ModelError:
 
 def _plain(problem: str) -> str:
     """A server's words, made fit for one line of a log."""
-    return "".join(c if c.isprintable() else " " for c in problem)[:PROBLEM_CHARS_MAX]
+    return "".join(c if c.isprintable() else " " for c in problem[:PROBLEM_CHARS_MAX])

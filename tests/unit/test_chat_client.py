@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S, TOKENS_MAX
+from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S, PROBLEM_CHARS_MAX, TOKENS_MAX
 from deployments.chat_request import (
     ChatMessage,
     ChatRequest,
@@ -272,6 +272,37 @@ async def test_messages_that_are_too_long_are_known_by_one_code(body: dict[str, 
 
     assert isinstance(error, ModelRefused)
     assert error.code == ModelRefused.CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize("depth", [100_000, 950, 700])
+@pytest.mark.parametrize("is_field", [True, False])
+async def test_an_error_that_is_too_deep_is_an_error_all_the_same(depth: int, is_field: bool) -> None:
+    deep = b"[" * depth + b"]" * depth
+
+    async def script(reply: Reply) -> None:
+        await reply.problem("400 Bad Request", b'{"error": %b}' % deep if is_field else deep)
+
+    async def inside(reply: Reply) -> None:
+        await reply.head()
+        await reply.event(b'{"error": %b}' % deep)
+
+    error = await failing(script)
+    assert isinstance(error, ModelRefused)
+    assert len(error.problem) <= PROBLEM_CHARS_MAX
+    assert isinstance(await failing(inside), ModelUnavailable)
+
+
+async def test_what_a_server_calls_an_error_can_be_told_to_anybody() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.problem(
+            "400 Bad Request", b'{"error": {"message": "no\\ud83d", "code": "\\ud83d%b"}}' % (b"x" * 999)
+        )
+
+    error = await failing(script)
+
+    assert isinstance(error, ModelRefused)
+    assert error.code == " " + "x" * (PROBLEM_CHARS_MAX - 1)
+    str(error).encode()
 
 
 async def test_a_refused_key_is_not_quoted() -> None:
