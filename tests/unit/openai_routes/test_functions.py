@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from openai.types.responses import Response
 
+from actors import InvalidArgument
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelUnavailable
 from tests.unit.openai_routes.lab import TEXT, TOOL, Lab
@@ -181,6 +182,13 @@ async def test_what_does_not_fit_is_told_as_a_context_that_is_too_short(app: Fas
                 tools=[{"type": "function", "function": wordy}],
             )
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+
+
+async def test_what_else_is_wrong_with_a_message_is_not_called_too_long(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.chat.errors["begin"] = InvalidArgument("message", "Why?", "is not to be asked")
+    with pytest.raises(openai.BadRequestError, match="not to be asked") as refused:
+        await create(client)
+    assert (refused.value.code, refused.value.param) == (None, "input")
 
 
 async def test_a_whole_conversation_with_its_calls_can_be_brought_along(client: openai.AsyncOpenAI, lab: Lab) -> None:
