@@ -246,6 +246,31 @@ async def test_a_question_cut_off_before_its_turn_was_recorded_is_begun_once(
     assert await served.talk.said(again.json()["session_id"]) == [("user", "Why?"), ("assistant", TEXT)]
 
 
+@pytest.mark.parametrize("trigger", ["regenerate-message", "submit-message"])
+async def test_a_chat_is_asked_again_also_where_it_was_not_noted_that_its_session_is_there(
+    app: FastAPI, client: httpx.AsyncClient, served: Served, trigger: str
+) -> None:
+    def chat(text: str, **more: Any) -> dict[str, Any]:
+        return {
+            "id": "c1",
+            "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}],
+            **more,
+        }
+
+    # One that was never asked is asked now.
+    never = chat("Why?", trigger="regenerate-message") | {"id": "c0"}
+    assert (await client.post("/chat", json=never)).status_code == 200
+    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    assert (await client.post("/chat", json=chat("Why?"))).status_code == 200
+    app.state.services = served.services
+    text = "Why?" if trigger == "regenerate-message" else "Why not?"
+    again = await client.post("/chat", json=chat(text, trigger=trigger, messageId="m1"))
+    assert (again.status_code, again.headers.get("idempotent-replayed")) == (200, None)
+    assert len(served.model.requests) == 3
+    session_id = (await client.get("/chat/c1/messages")).json()["session_id"]
+    assert await served.talk.said(session_id) == [("user", text), ("assistant", TEXT)]
+
+
 async def only_session(client: httpx.AsyncClient) -> dict[str, Any]:
     """The session that a question made, which is listed a moment after its model was asked."""
     async with asyncio.timeout(WITHIN_S):
