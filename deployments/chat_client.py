@@ -36,6 +36,8 @@ PROBLEM_CHARS_MAX = 300
 DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
+#: A server says that an answer is over right behind its last event; where it takes longer, a new connection costs less.
+END_WITHIN_S = 0.05
 NO_TOKEN = -1
 #: What is behind the last event of a stream.
 _LAST = "[DONE]"
@@ -120,20 +122,27 @@ class ChatClient:
                 raise self._refusal(request, response)
             # Whatever it calls what it sends: events were asked for.
             response.headers["content-type"] = "text/event-stream"
-            events = aiter(httpx2.EventSource(response, ANSWER_BYTES_MAX))
+            source = aiter(httpx2.EventSource(response, ANSWER_BYTES_MAX))
             answer = _Answer(request)
-            while True:
-                with _our_errors(request):
-                    async with asyncio.timeout_at(deadline):
-                        event = await anext(events, None)
-                    if event is None or event.data.startswith(_LAST):
-                        break
-                    chunk = json.loads(event.data)
-                if error := field_of(chunk, "error"):
-                    raise _from_event(request, ServerError.of(error))
-                text = answer.take(chunk)
-                if text:
-                    yield TextDelta(text=text)
+            async with contextlib.aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent, None]", source)) as events:
+                while True:
+                    with _our_errors(request):
+                        async with asyncio.timeout_at(deadline):
+                            event = await anext(events, None)
+                        if event is None:
+                            break
+                        if event.data.startswith(_LAST):
+                            if asked.headers.get("connection") != "close":
+                                await _read_to_the_end(events)
+                            break
+                        if not event.data:
+                            continue  # such as `retry:` or `id:` alone, which say that the server lives
+                        chunk = json.loads(event.data)
+                    if error := field_of(chunk, "error"):
+                        raise _from_event(request, ServerError.of(error))
+                    text = answer.take(chunk)
+                    if text:
+                        yield TextDelta(text=text)
             finished, calls = answer.finished()
             for call in calls:
                 yield call
@@ -332,6 +341,15 @@ async def _use_plain_connection_once(request: httpx2.Request) -> None:
         # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS
         # a new one costs next to nothing.
         request.headers["connection"] = "close"
+
+
+async def _read_to_the_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
+    """Reads what is behind an answer, mostly nothing: a connection can be used again when its response was read."""
+    # The answer is whole, whatever comes.
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError, ValueError):
+        async with asyncio.timeout(END_WITHIN_S):
+            async for _ in events:
+                pass
 
 
 @contextlib.contextmanager
