@@ -5,8 +5,9 @@ by a host that others wait for. So of those that were not seen lately only few a
 other, here, and clients that are known wait for hardly any of them. Nobody is refused for being new, unless so many
 wait that they would take the places of those who are known.
 
-Tenants take turns, and none may have more clients waiting than there are places left: however many new clients one of
-them has, there is room for another's, which come next. A host that hangs has the turn for a moment only.
+Tenants take turns, and where all places are taken the newest client of the tenant that has most of them gives way to
+one of a tenant that has fewer: however many new clients one of them has, there is room for another's, which come next.
+A host that hangs has the turn for a moment only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from deployments.errors import TooManyNewClients
 
@@ -28,6 +30,11 @@ RETRY_AFTER_S = 1.0
 TURN_MAX_S = 0.25
 #: Clients that are known, in two halves: once the newer one is full it becomes the older, which is forgotten.
 KNOWN_MAX = 20_000
+
+
+class _Waiter(NamedTuple):
+    client: str
+    its_turn: asyncio.Future[None]
 
 
 class Strangers:
@@ -53,7 +60,7 @@ class Strangers:
         #: Turns that nobody has.
         self.free = at_once_max
         #: Those who wait, by tenant: the first of the first tenant is next.
-        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._half_max = known_max // 2
         self._newer: set[tuple[str, str]] = set()
         self._older: set[tuple[str, str]] = set()
@@ -97,18 +104,16 @@ class Strangers:
             self.free -= 1
             return
         clients = self._waiting.setdefault(tenant, Counter())
-        places_left = self._waiting_max - sum(map(len, self._waiting.values()))
-        if client not in clients and len(clients) >= places_left:
-            self._tidy(tenant)
-            raise TooManyNewClients(RETRY_AFTER_S)
+        if client not in clients and sum(map(len, self._waiting.values())) >= self._waiting_max:
+            self._make_room(tenant)
         clients[client] += 1
         its_turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(tenant, deque()).append(its_turn)
+        self._queues.setdefault(tenant, deque()).append(_Waiter(client, its_turn))
         try:
             async with asyncio.timeout(within_s):
                 await its_turn
         except BaseException as error:
-            if its_turn.done() and not its_turn.cancelled():
+            if its_turn.done() and not its_turn.cancelled() and its_turn.exception() is None:
                 self._next()  # it came too late
             if isinstance(error, TimeoutError):
                 raise TooManyNewClients(RETRY_AFTER_S) from None
@@ -123,7 +128,7 @@ class Strangers:
         """Gives a turn that has ended to who is next: tenants in turns."""
         while self._queues:
             tenant, queue = next(iter(self._queues.items()))
-            its_turn = queue.popleft()
+            its_turn = queue.popleft().its_turn
             if queue:
                 self._queues.move_to_end(tenant)
             else:
@@ -132,6 +137,21 @@ class Strangers:
                 its_turn.set_result(None)
                 return
         self.free += 1
+
+    def _make_room(self, tenant: str) -> None:
+        """Refuses the newest client of the tenant that has most waiting, if this one's would have fewer with another.
+
+        Raises:
+            TooManyNewClients: it would not.
+        """
+        most = max(self._waiting, key=lambda one: len(self._waiting[one]))
+        if len(self._waiting[most]) <= len(self._waiting[tenant]) + 1:
+            self._tidy(tenant)
+            raise TooManyNewClients(RETRY_AFTER_S)
+        waiting = [waiter for waiter in self._queues.get(most, ()) if not waiter.its_turn.done()]
+        for waiter in waiting:
+            if waiter.client == waiting[-1].client:
+                waiter.its_turn.set_exception(TooManyNewClients(RETRY_AFTER_S))
 
     def _tidy(self, tenant: str) -> None:
         if not self._waiting[tenant]:

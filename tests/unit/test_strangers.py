@@ -91,25 +91,40 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_tenant_has_as_many_waiting_as_leave_room_for_others_and_for_clients_that_are_known() -> None:
-    strangers = Strangers(waiting_max=4, turn_max_s=LONG_S)
-    crowd = Crowd(strangers)
+async def test_as_many_wait_as_leave_room_for_clients_that_are_known() -> None:
+    crowd = Crowd(Strangers(waiting_max=2, turn_max_s=LONG_S))
     for client in ("a", "b", "c"):
         await crowd.come("acme", client)
-    second = await crowd.come("acme", "b")  # the same client takes no other place
-    refused = await crowd.come("acme", "d")
-    with pytest.raises(TooManyNewClients) as caught:
-        await refused
-    assert caught.value.retry_after_s == RETRY_AFTER_S
-    await crowd.come("demo", "a")
-    with pytest.raises(TooManyNewClients):
-        await (await crowd.come("demo", "b"))
-    assert not second.done()
+    again = await crowd.come("acme", "b")  # the same client takes no other place
+    with pytest.raises(TooManyNewClients) as refused:
+        await (await crowd.come("acme", "d"))
+    assert refused.value.retry_after_s == RETRY_AFTER_S
+    assert not again.done()
     assert crowd.came == [("acme", "a")]
 
 
+async def test_a_tenant_with_many_waiting_makes_room_for_others() -> None:
+    crowd = Crowd(Strangers(waiting_max=4, turn_max_s=LONG_S))
+    flood = [await crowd.come("acme", client) for client in ("a", "b", "c", "d", "e", "e")]
+    for number, client in enumerate(("a", "b")):
+        await crowd.come("demo", client)
+        # The newest give way, with all that they have asked.
+        assert [task.done() for task in flood] == [False] * (4 - number) + [True] * (2 + number)
+    for tenant in ("demo", "acme"):
+        with pytest.raises(TooManyNewClients):
+            await (await crowd.come(tenant, "f"))
+    for task in flood[3:]:
+        with pytest.raises(TooManyNewClients):
+            await task
+    while len(crowd.came) < 5:
+        await crowd.go(*crowd.came[-1])
+    assert crowd.came == [("acme", "a"), ("acme", "b"), ("demo", "a"), ("acme", "c"), ("demo", "b")]
+    await crowd.go("demo", "b")
+    assert crowd.strangers.free == 1
+
+
 async def test_a_place_is_free_again_when_its_client_goes_away() -> None:
-    crowd = Crowd(Strangers(waiting_max=2, turn_max_s=LONG_S))
+    crowd = Crowd(Strangers(waiting_max=1, turn_max_s=LONG_S))
     await crowd.come("acme", "a")
     gone = await crowd.come("acme", "b")
     gone.cancel()
@@ -147,7 +162,7 @@ async def test_one_that_takes_long_does_not_keep_the_others_waiting() -> None:
 
 
 async def test_one_whose_turn_does_not_come_in_time_is_refused_and_leaves_its_place() -> None:
-    strangers = Strangers(waiting_max=2, turn_max_s=LONG_S)
+    strangers = Strangers(waiting_max=1, turn_max_s=LONG_S)
     crowd = Crowd(strangers)
     await crowd.come("acme", "a")
     with pytest.raises(TooManyNewClients):
