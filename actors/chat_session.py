@@ -26,7 +26,7 @@ from actors.runtime import (
     read,
 )
 from actors.session_copy import CopyProgress, Origin, SessionCopy
-from actors.session_row import Settings
+from actors.session_row import LISTED_WITHIN_S, Settings
 from actors.session_turns import SessionTurns
 from actors.session_views import (
     Appended,
@@ -45,6 +45,7 @@ from actors.usage_outbox import AGAIN_AFTER_S, Used
 MESSAGES_MAX_DEFAULT = 1000
 #: Turns that one alarm looks after; the next one comes at once.
 LOOKED_AFTER_MAX = 100
+DIRECTORY_TIMEOUT_S = 2.0
 
 
 class ChatSession(SessionTurns):
@@ -73,8 +74,8 @@ class ChatSession(SessionTurns):
             metadata: the client's own.
             ttl_s: how long it lasts without being used.
             messages_max: of more, the oldest leave.
-            is_listed: its entry is in the directory. Else it makes one after a while, if nobody did meanwhile: for a
-                caller who enters it afterwards, and may be lost before.
+            is_listed: its entry is in the directory. Else it makes one after a while, unless `finish` says that there
+                is one: for a caller who enters it afterwards, and may be lost before.
 
         Raises:
             InvalidArgument: the time to live or the number of messages is not above 0.
@@ -273,10 +274,15 @@ class ChatSession(SessionTurns):
             await self._directory().put(self._row.metadata())
 
     def _directory(self) -> Any:
-        return self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME)
+        # All that is called of this session waits meanwhile.
+        return self.objects.namespace(Directory).get(self.id.tenant, DIRECTORY_NAME, timeout_s=DIRECTORY_TIMEOUT_S)
 
     async def _enlist(self) -> None:
         """Makes the entry in the directory, where whoever made the session may have been lost before that."""
+        if any(status == "in_progress" for _, status in self._turns.rows.open()):
+            # Who runs the turn must not wait for it, and says at the end whether the entry was made.
+            self._row.enlist_at(self.clock.now() + LISTED_WITHIN_S)
+            return
         try:
             await self._directory().put(self._row.metadata())
         except DurableError as error:

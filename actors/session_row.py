@@ -15,8 +15,8 @@ from actors.runtime import Clock, ObjectId, ObjectNotFound, Storage
 from actors.session_views import SessionUsage, Shown
 from actors.turn import LEASE_S
 
-#: One that was made before its entry in the listing makes that entry itself, should nobody else have: with the first
-#: look after its turn.
+#: One that was made before its entry in the listing makes that entry itself, unless it has heard by then that somebody
+#: else did: with the first look after its turn.
 LISTED_WITHIN_S = LEASE_S
 
 
@@ -91,6 +91,7 @@ class SessionRow:
         return self._sql("SELECT enlist_at FROM session") == [(None,)]
 
     def enlist_at(self, time: float | None) -> None:
+        """Has it make its entry then; None: it has one."""
         self._sql("UPDATE session SET enlist_at = ?", time)
 
     def update(self, changes: dict[str, Any]) -> None:

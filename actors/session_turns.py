@@ -116,9 +116,16 @@ class SessionTurns(DurableObject):
         finish_reason: str | None = None,
         usage: Usage | None = None,
         error: TurnError | None = None,
+        is_listed: bool = False,
     ) -> Ended:
-        """Ends a turn: its last events, the answer, its sources and usage are one commit."""
+        """Ends a turn: its last events, the answer, its sources and usage are one commit.
+
+        Args:
+            is_listed: who runs the turn knows that the session is in the directory, and need not see to it itself.
+        """
         self._row.require()
+        if is_listed:
+            self._row.enlist_at(None)
         turn = self._turns.finish(
             turn_id, attempt, after, events, status, finish_reason=finish_reason, usage=usage, error=error
         )

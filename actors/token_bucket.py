@@ -154,7 +154,14 @@ class TokenBucket(DurableObject):
         return allowed, remaining, retry_after_s
 
     def lease(
-        self, cost: float, policies: Sequence[Row], wanted: Sequence[Any] | None, ended: Sequence[Any] | None
+        self,
+        cost: float,
+        policies: Sequence[Row],
+        wanted: Sequence[Any] | None,
+        ended: Sequence[Any] | None,
+        request_id: bytes = b"",
+        *,
+        again: bool = False,
     ) -> tuple[tuple[bool, tuple[float, ...], tuple[float, ...]], float, tuple[float, ...]]:
         """As `check`, and takes tokens for requests to come: up to as many as are wanted, from each bucket.
 
@@ -163,6 +170,7 @@ class TokenBucket(DurableObject):
         Args:
             wanted: a `Wanted`; None: no lease.
             ended: an `Ended`, of which the bucket gets back what was left before the request pays.
+            request_id, again: as of `check`. One that comes again names another lease: the first may be out.
 
         Returns the decision, the tokens that are on lease by it, and how many of each bucket are out with anybody.
         """
@@ -172,9 +180,12 @@ class TokenBucket(DurableObject):
         stored = self._known(policies)
         if ended is not None:
             self._end(stored, Ended(*ended))
+        due = cost
+        if again and self._has_paid(request_id):
+            request_id, due = b"", 0.0
         now = self.clock.now()
         before = [stored.get(policy[0]) for policy in policies]
-        after, (allowed, remaining, retry_after_s) = charge(before, policies, cost, now, self._out(policies))
+        after, (allowed, remaining, retry_after_s) = charge(before, policies, due, now, self._out(policies))
         leased = 0.0 if any(retry_after_s) or not self._leases.have_room else min(tokens_max, min(remaining) / 2)
         if leased < cost:
             leased = 0.0
@@ -185,8 +196,8 @@ class TokenBucket(DurableObject):
             lease = Lease(leased, began_at + min(ttl_s, LEASE_MAX_S) + SAID_WITHIN_S)
             self._stored = None  # until all is written
             self._leases.grant(lease_id, [policy[0] for policy in policies], lease)
-        if leased or (allowed and cost) or any(map(is_changed, before, policies)):
-            self._save(stored, policies, after)
+        if leased or (allowed and due) or any(map(is_changed, before, policies)):
+            self._save(stored, policies, after, request_id if allowed else b"")
         out = tuple([sum([one.tokens for one in self._leases.of(name) if one.until > now]) for name, *_ in policies])
         return (allowed, tuple([state.tokens for state in after]), retry_after_s), leased, out
 

@@ -99,13 +99,15 @@ class Chat:
             if allowance is not None:
                 allowance.close()
             raise
+        is_listed = asyncio.Event()
         # First: the answer need wait neither for a listing, nor for what this process does to reply.
-        self._take_up(question.tenant, session_id, new, runner, begun, allowance)
+        self._take_up(question.tenant, session_id, new, runner, begun, allowance, is_listed.is_set)
         if begun["claim"] is not None and not question.retrieve:
             await asyncio.sleep(MODEL_ASKED_WITHIN_S)
         if listed is not None:
             try:
                 await self._sessions.enlist(question.tenant, listed)
+                is_listed.set()
             except DurableError as error:  # the session will see to it
                 logger.warning("tenant=%s listing lags behind: %s", question.tenant, error)
         return Asked(session_id=session_id, turn_id=begun["turn"]["id"], joined=begun["joined"])
@@ -163,6 +165,7 @@ class Chat:
         runner: str,
         begun: Begun,
         allowance: TurnAllowance | None,
+        is_listed: Callable[[], bool],
     ) -> None:
         turn = begun["turn"]
         # A turn that another request began has its runner.
@@ -174,7 +177,7 @@ class Chat:
             allowance = self._allowances.taken_over(tenant, turn["id"], runner)
         if begun["claim"] is not None or (turn["status"] == "queued" and is_own):
             session = self._sessions.get(tenant, session_id)
-            self._start(self._run(session, turn["id"], runner, begun["claim"], allowance))
+            self._start(self._run(session, turn["id"], runner, begun["claim"], allowance, is_listed))
 
     async def check_health(self) -> None:
         """Called by Serve all the while: the first time, and if it should have ended, begins to take lost turns."""
@@ -232,12 +235,13 @@ class Chat:
         runner: str,
         claim: Claim | None,
         allowance: TurnAllowance | None,
+        is_listed: Callable[[], bool] = lambda: False,
     ) -> None:
         if allowance is not None:
             allowance.hold()
         is_over = False
         try:
-            is_over = not await self._runner.run(session, turn_id, runner, claim, allowance)
+            is_over = not await self._runner.run(session, turn_id, runner, claim, allowance, is_listed)
             if not is_over:
                 # Its session would offer it as well, and takes a while to see that nobody asks for it.
                 await self._queue.offer(session.id.tenant, session.id.name, turn_id)

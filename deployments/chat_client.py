@@ -36,10 +36,15 @@ PROBLEM_CHARS_MAX = 300
 DEFAULT_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
+#: A server says that an answer is over right behind its last event; where it takes longer, a new connection costs less.
+END_WITHIN_S = 0.05
 NO_TOKEN = -1
 #: What is behind the last event of a stream.
 _LAST = "[DONE]"
 _WORDS_LOOKED_AT_MAX = 2_000
+#: More than any model reads or writes at once. What a server says is charged to budgets and kept with a turn: a number
+#: below zero would pay back, and one that is too large could never be written down.
+TOKENS_MAX = 10**8
 #: For vLLM and its like. llama.cpp goes on from a last message of the assistant by itself, and takes these too.
 _CONTINUING = {"add_generation_prompt": False, "continue_final_message": True}
 _CONTEXT_CODES = frozenset({ModelRefused.CONTEXT_LENGTH, "exceed_context_size_error"})
@@ -117,20 +122,27 @@ class ChatClient:
                 raise self._refusal(request, response)
             # Whatever it calls what it sends: events were asked for.
             response.headers["content-type"] = "text/event-stream"
-            events = aiter(httpx2.EventSource(response, ANSWER_BYTES_MAX))
+            source = aiter(httpx2.EventSource(response, ANSWER_BYTES_MAX))
             answer = _Answer(request)
-            while True:
-                with _our_errors(request):
-                    async with asyncio.timeout_at(deadline):
-                        event = await anext(events, None)
-                    if event is None or event.data.startswith(_LAST):
-                        break
-                    chunk = json.loads(event.data)
-                if error := field_of(chunk, "error"):
-                    raise _from_event(request, ServerError.of(error))
-                text = answer.take(chunk)
-                if text:
-                    yield TextDelta(text=text)
+            async with contextlib.aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent, None]", source)) as events:
+                while True:
+                    with _our_errors(request):
+                        async with asyncio.timeout_at(deadline):
+                            event = await anext(events, None)
+                        if event is None:
+                            break
+                        if event.data.startswith(_LAST):
+                            if asked.headers.get("connection") != "close":
+                                await _read_to_the_end(events)
+                            break
+                        if not event.data:
+                            continue  # such as `retry:` or `id:` alone, which say that the server lives
+                        chunk = json.loads(event.data)
+                    if error := field_of(chunk, "error"):
+                        raise _from_event(request, ServerError.of(error))
+                    text = answer.take(chunk)
+                    if text:
+                        yield TextDelta(text=text)
             finished, calls = answer.finished()
             for call in calls:
                 yield call
@@ -223,10 +235,15 @@ class ServerError(NamedTuple):
     def of(cls, error: object) -> ServerError:
         """Of the value of `error`, which nobody has checked."""
         words, code, error_type = (field_of(error, name) for name in ("message", "code", "type"))
+        if not isinstance(words, str) or not words:
+            try:
+                words = str(error)
+            except RecursionError:
+                words = "an error too deep to be read"
         return cls(
-            words if isinstance(words, str) and words else str(error),
-            code if isinstance(code, str) else None,
-            error_type if isinstance(error_type, str) else None,
+            words[:_WORDS_LOOKED_AT_MAX],
+            _plain(code) if isinstance(code, str) else None,
+            _plain(error_type) if isinstance(error_type, str) else None,
         )
 
     @classmethod
@@ -234,7 +251,7 @@ class ServerError(NamedTuple):
         """Of a response that was read: JSON with `error`, or any text."""
         try:
             body: object = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             body = response.text
         return cls.of(field_of(body, "error") or body)
 
@@ -264,9 +281,12 @@ class _Answer:
     def take(self, chunk: object) -> str:
         # Any JSON: nobody has checked it.
         usage = field_of(chunk, "usage")
-        counts = (field_of(usage, "prompt_tokens"), field_of(usage, "completion_tokens"))
-        if isinstance(counts[0], int) and isinstance(counts[1], int):
-            self._usage = (counts[0], counts[1])
+        input_tokens, output_tokens = (
+            _count(field_of(usage, "prompt_tokens")),
+            _count(field_of(usage, "completion_tokens")),
+        )
+        if input_tokens is not None and output_tokens is not None:
+            self._usage = (input_tokens, output_tokens)
         choices = field_of(chunk, "choices")
         if not isinstance(choices, list) or not choices:
             return ""
@@ -321,6 +341,15 @@ async def _use_plain_connection_once(request: httpx2.Request) -> None:
         # llama.cpp's listener says that a connection may be used again, and closes one in eight when it is. Without TLS
         # a new one costs next to nothing.
         request.headers["connection"] = "close"
+
+
+async def _read_to_the_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
+    """Reads what is behind an answer, mostly nothing: a connection can be used again when its response was read."""
+    # The answer is whole, whatever comes.
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError, ValueError):
+        async with asyncio.timeout(END_WITHIN_S):
+            async for _ in events:
+                pass
 
 
 @contextlib.contextmanager
@@ -391,6 +420,11 @@ def _tool_choice(choice: str) -> str | dict[str, Any]:
     return choice if choice in ("auto", "none", "required") else {"type": "function", "function": {"name": choice}}
 
 
+def _count(value: object) -> int | None:
+    """A number of tokens; None where it is none."""
+    return value if type(value) is int and 0 <= value <= TOKENS_MAX else None
+
+
 def _texts_of(message: ChatMessage) -> Iterator[str]:
     yield message.content
     for call in message.tool_calls:
@@ -400,10 +434,9 @@ def _texts_of(message: ChatMessage) -> Iterator[str]:
 
 def _refusal_of_tools(request: ChatRequest, error: ServerError) -> ModelRefused | None:
     """The error of a server that can't take tools, if it is that."""
-    words = error.words[:_WORDS_LOOKED_AT_MAX]
-    if not request.tools or not (_OF_TOOLS.search(words) and _NOT_TAKEN.search(words)):
+    if not request.tools or not (_OF_TOOLS.search(error.words) and _NOT_TAKEN.search(error.words)):
         return None
-    return ModelRefused(f"the server takes no tools: {_plain(words)}", ModelRefused.TOOLS)
+    return ModelRefused(f"the server takes no tools: {_plain(error.words)}", ModelRefused.TOOLS)
 
 
 def _from_event(request: ChatRequest, error: ServerError) -> ModelError:
@@ -417,4 +450,4 @@ def _from_event(request: ChatRequest, error: ServerError) -> ModelError:
 
 def _plain(problem: str) -> str:
     """A server's words, made fit for one line of a log."""
-    return "".join(c if c.isprintable() else " " for c in problem)[:PROBLEM_CHARS_MAX]
+    return "".join(c if c.isprintable() else " " for c in problem[:PROBLEM_CHARS_MAX])

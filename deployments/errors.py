@@ -10,6 +10,7 @@ call may succeed later, `retry_after_s` how long to wait first; nothing else in 
     │  ├ Forbidden(scope)
     │  ├ BodyTooLarge(size_bytes_max)
     │  ├ QuotaExceeded(retry_after_s, policies)     retryable: the client's buckets can't pay yet
+    │  ├ TooManyNewClients(retry_after_s)           retryable: so many clients wait that were not here of late
     │  ├ TooManyTurns(policies, retry_after_s)      retryable: others of the client or the tenant are in flight
     │  ├ BudgetExceeded(policies, retry_after_s)    retryable: the tenant's model tokens are used up, or promised
     │  ├ BudgetTooSmall(policies, …)                one call needs more tokens than the whole budget has
@@ -81,6 +82,16 @@ class QuotaExceeded(RequestError):
         super().__init__(retry_after_s, policies)
         self.retry_after_s = retry_after_s
         self.policies = policies
+
+
+class TooManyNewClients(RequestError):
+    """The client was not here of late, and so many like it wait that its buckets were not asked."""
+
+    retryable = True
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class TooManyTurns(RequestError):

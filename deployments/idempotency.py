@@ -56,10 +56,14 @@ class KeyedRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What work led to, as JSON holds it. One that is not final may be another next time."""
+    """What work led to, as JSON holds it. One that is not final may be another next time.
+
+    `replayed`: an attempt that was lost before it could record its answer had done the work already.
+    """
 
     content: dict[str, Any]
     is_final: bool = True
+    replayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +151,11 @@ class Idempotency:
             raise
         if not outcome.is_final:
             await self._release(claim)
-            return Answer(content=outcome.content, replayed=False)
+            return Answer(content=outcome.content, replayed=outcome.replayed)
         recorded = await claim.end(outcome.content)
-        return Answer(content=outcome.content if recorded is None else recorded, replayed=recorded is not None)
+        if recorded is not None:
+            return Answer(content=recorded, replayed=True)
+        return Answer(content=outcome.content, replayed=outcome.replayed)
 
     async def _work(self, claim: _Claim, work: Callable[[str], Awaitable[Outcome]]) -> Outcome:
         done = asyncio.Event()

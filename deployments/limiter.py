@@ -21,7 +21,7 @@ from actors.token_bucket import REQUEST_ID_BYTES
 from configs.limits import PolicyConfig, RouteName
 from deployments.client_name import Requester, client_name
 from deployments.denials import Denials
-from deployments.errors import QuotaExceeded
+from deployments.errors import QuotaExceeded, TooManyNewClients
 from deployments.leases import Leases
 from deployments.limit_counts import LimitCounts
 from deployments.live_limits import LiveLimits
@@ -130,6 +130,7 @@ class Limiter:
 
         Raises:
             DurableError: they could not be asked, and the tenant's limits fail closed.
+            TooManyNewClients: they were not asked, since so many others wait whose first request it is.
         """
         tenant = requester.principal.tenant
         quotas = self._limits.of(tenant)
@@ -149,6 +150,10 @@ class Limiter:
                 decision = await self._ask(tenant, client, quota, cost, quotas.fail_after_s)
             except InvalidArgument:
                 raise
+            except TooManyNewClients:
+                # Whatever the tenant says: else whoever sends so many at once would be let through unchecked.
+                self._counts.add("refused", tenant)
+                raise
             except DurableError:
                 self._counts.add("let_through" if quotas.fail == "open" else "refused", tenant)
                 if quotas.fail == "closed":
@@ -166,25 +171,36 @@ class Limiter:
         pause_s = CHECK_PAUSE_S
         request_id, again = self._chance(8 * REQUEST_ID_BYTES).to_bytes(REQUEST_ID_BYTES), False
         while True:
-            asked = self._denials.before_asking()
-            bucket = self._buckets.get(tenant, client, timeout_s=max(CHECK_PAUSE_S, give_up_s - asked[0]))
             try:
                 if self._strangers.is_known(tenant, client):
-                    decision, out = await self._charge(bucket, quota, cost, request_id, again=again)
-                else:
-                    # Not while it waits for another try: others may have buckets in a host that is there.
-                    async with self._strangers.turn(tenant, client):
-                        decision, out = await self._charge(bucket, quota, cost, request_id, again=again)
+                    return await self._try(tenant, client, quota, cost, give_up_s, request_id, again=again)
+                # Not while it waits for another try: others may have buckets in a host that is there.
+                async with self._strangers.turn(tenant, client, within_s=give_up_s - self._monotonic()):
+                    return await self._try(tenant, client, quota, cost, give_up_s, request_id, again=again)
             except ObjectReset:
                 again = True
                 if self._monotonic() + pause_s >= give_up_s:
                     raise
                 await self._sleep(pause_s)
                 pause_s = min(2 * pause_s, CHECK_PAUSE_MAX_S)
-                continue
-            if not decision.allowed:
-                self._denials.remember(tenant, client, quota, decision, asked, out)
-            return decision
+
+    async def _try(
+        self,
+        tenant: str,
+        client: str,
+        quota: RouteQuota,
+        cost: float,
+        give_up_s: float,
+        request_id: bytes,
+        *,
+        again: bool,
+    ) -> Decision:
+        asked = self._denials.before_asking()
+        bucket = self._buckets.get(tenant, client, timeout_s=max(CHECK_PAUSE_S, give_up_s - asked[0]))
+        decision, out = await self._charge(bucket, quota, cost, request_id, again=again)
+        if not decision.allowed:
+            self._denials.remember(tenant, client, quota, decision, asked, out)
+        return decision
 
     async def _charge(
         self, bucket: Stub[TokenBucket], quota: RouteQuota, cost: float, request_id: bytes, *, again: bool
@@ -199,7 +215,7 @@ class Limiter:
         try:
             wanted = None if asking.wanted is None else tuple(asking.wanted)
             ended = None if asking.ended is None else tuple(asking.ended)
-            answer, leased, out = await bucket.lease(cost, quota.rows, wanted, ended)
+            answer, leased, out = await bucket.lease(cost, quota.rows, wanted, ended, request_id, again=again)
             decision = Decision(*answer)
         finally:
             self._leases.asked(asking, decision, leased)

@@ -20,6 +20,7 @@ from actors.document_index import Passage
 from actors.message import Message
 from deployments.chat_request import ChatMessage, ToolSpec
 from deployments.conversation import PastTurn, answered_with, conversation_of
+from deployments.errors import ModelRefused
 from deployments.token_count import TokenCounter, estimate, size_bytes_of
 
 #: What a chat template adds around each message.
@@ -216,7 +217,8 @@ def _template_tokens(message: ChatMessage) -> int:
 
 
 def _too_long(question: str) -> InvalidArgument:
-    return InvalidArgument("message", f"{len(question)} characters", "is too long for the model's context")
+    problem = "is too long for the model's context"
+    return InvalidArgument("message", f"{len(question)} characters", problem, ModelRefused.CONTEXT_LENGTH)
 
 
 def _first_within(passages: Sequence[Passage], chars_max: int) -> tuple[Passage, ...]:

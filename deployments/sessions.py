@@ -71,8 +71,8 @@ class Sessions:
     async def open(
         self, tenant: str, new: NewTurn, runner: str, *, session_id: str | None, user_id: str | None
     ) -> Opened:
-        """The same for a session that begins with a question. It is listed only when `enlist` is called with it, or
-        when it has seen after a while that it is not."""
+        """The same for a session that begins with a question. It is listed only when `enlist` is called with it, or by
+        itself after a while, unless who runs its turn has told it by then that `enlist` was."""
         session = self._sessions.get(tenant, session_id or self.new_id())
         opened: Opened = await session.open(new, runner, **self._new(tenant, user_id=user_id))
         return opened

@@ -86,8 +86,12 @@ class TurnRunner:
         runner: str,
         claim: Claim | None,
         allowance: TurnAllowance | None = None,
+        is_listed: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Runs the turn when its time has come, as often as it may be tried, unless another runs it.
+
+        Args:
+            is_listed: whether somebody has entered the session into the directory, which it is told at the turn's end.
 
         Returns whether it is left for another runner, which should be told of it.
         """
@@ -102,7 +106,7 @@ class TurnRunner:
             if self._ending.is_set():
                 await session.release(turn_id, claim["attempt"], RUNNER_STOPPED["code"])
                 return True
-            pause_s = await self._attempt(session, claim, allowance)
+            pause_s = await self._attempt(session, claim, allowance, is_listed)
             if pause_s is None:
                 return False
             claim = None
@@ -110,7 +114,13 @@ class TurnRunner:
                 async with asyncio.timeout(pause_s):
                     await self._ending.wait()
 
-    async def _attempt(self, session: Stub[ChatSession], claim: Claim, allowance: TurnAllowance | None) -> float | None:
+    async def _attempt(
+        self,
+        session: Stub[ChatSession],
+        claim: Claim,
+        allowance: TurnAllowance | None,
+        is_listed: Callable[[], bool],
+    ) -> float | None:
         """Returns the pause after which the turn is to be claimed again; None if it is over."""
         turn_id, attempt = claim["turn_id"], claim["attempt"]
         writer = TurnWriter(session, claim, pace=self._pace)
@@ -137,7 +147,7 @@ class TurnRunner:
             await _cancelled(work, *others)
         await writer.close()
         try:
-            return await self._conclude(session, claim, writer, answer, finished, failure)
+            return await self._conclude(session, claim, writer, answer, finished, failure, is_listed)
         except ObjectNotFound:
             return None  # the session was deleted, or has expired
 
@@ -149,6 +159,7 @@ class TurnRunner:
         answer: Answer,
         finished: Finished | None,
         failure: Exception | None,
+        is_listed: Callable[[], bool],
     ) -> float | None:
         turn_id, attempt = claim["turn_id"], claim["attempt"]
         after, rest = writer.take_rest()
@@ -176,6 +187,7 @@ class TurnRunner:
                 finish_reason=finished.finish_reason if finished is not None else None,
                 usage=answer.usage,
                 error=error,
+                is_listed=is_listed(),
             )
         )
         self._activity.note(session.id.tenant, session.id.name, ended)

@@ -36,27 +36,31 @@ class DurableError(Exception):
 
 
 class InvalidArgument(DurableError, ValueError):
-    """An argument that can never be accepted. `value` is kept short and printable, since it is shown to people."""
+    """An argument that can never be accepted. `value` is kept short and printable, since it is shown to people.
 
-    def __init__(self, field: str, value: Any, problem: str) -> None:
+    `code` is one word for what is wrong, where programs know it by one.
+    """
+
+    def __init__(self, field: str, value: Any, problem: str, code: str | None = None) -> None:
         shown = ascii(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
-        super().__init__(field, shown, problem)
+        super().__init__(field, shown, problem, code)
         self.field = field
         self.value = shown
         self.problem = problem
+        self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _invalid_argument, (self.field, self.value, self.problem)
+        return _invalid_argument, (self.field, self.value, self.problem, self.code)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem} (got {self.value})"
 
 
-def _invalid_argument(field: str, value: str, problem: str) -> InvalidArgument:
+def _invalid_argument(field: str, value: str, problem: str, code: str | None) -> InvalidArgument:
     # The value was made printable once; doing it again on each hop would quote the quotes.
-    error = InvalidArgument(field, "", problem)
+    error = InvalidArgument(field, "", problem, code)
     error.value = value
     return error
 

@@ -143,6 +143,11 @@ async def begin(services: Services, question: Question, key: str | None = None) 
     return asked
 
 
+def outcome_of(asked: Asked) -> Outcome:
+    """A turn that was begun, as it is kept under the key of its request."""
+    return Outcome(content={"session_id": asked.session_id, "turn_id": asked.turn_id}, replayed=asked.joined)
+
+
 async def ask(request: Request, question: Question, key: str | None) -> Asked:
     """Begins the turn that answers a question, or finds the one that the same request has begun.
 
@@ -160,7 +165,7 @@ async def ask(request: Request, question: Question, key: str | None) -> Asked:
     async def work(plan: str) -> Outcome:
         session_id, turn_id = json.loads(plan)
         made = await begin(services, replace(question, new_session_id=session_id, turn_id=turn_id))
-        return Outcome(content={"session_id": made.session_id, "turn_id": made.turn_id})
+        return outcome_of(made)
 
     payload: dict[str, Any] = {"message": question.message, "user_id": question.user_id, **question.request()}
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])

@@ -121,10 +121,7 @@ async def outcome_once(
     work: Callable[[str], Awaitable[Outcome]],
 ) -> Answer:
     """What `work` led to, or what it led to when the key came before. Arguments as of `answer_once`."""
-    route = f"{request.method} {request.url.path}"
-    # In a thread: it may be all of a long body.
-    requested = await asyncio.to_thread(fingerprint, route, (payload,), {})
-    keyed = KeyedRequest(tenant=tenant, route=route, key=key, fingerprint=requested.hex())
+    keyed = await _keyed(request, tenant, key, payload)
     return await services_of(request).idempotency.answer(keyed, plan, work)
 
 
@@ -138,11 +135,19 @@ async def outcome_soon(
     work: Callable[[str], Awaitable[Outcome]],
 ) -> Answer:
     """As `outcome_once`, for work that takes a moment: waits for the request with the key that came just before."""
+    keyed = await _keyed(request, tenant, key, payload)
     give_up_s = asyncio.get_running_loop().time() + BUSY_FOR_MAX_S
     while True:
         try:
-            return await outcome_once(request, tenant, key, payload, plan=plan, work=work)
+            return await services_of(request).idempotency.answer(keyed, plan, work)
         except IdempotencyKeyBusy:
             if asyncio.get_running_loop().time() >= give_up_s:
                 raise
             await asyncio.sleep(BUSY_PAUSE_S)
+
+
+async def _keyed(request: Request, tenant: str, key: str, payload: Any) -> KeyedRequest:
+    route = f"{request.method} {request.url.path}"
+    # In a thread: it may be all of a long body.
+    requested = await asyncio.to_thread(fingerprint, route, (payload,), {})
+    return KeyedRequest(tenant=tenant, route=route, key=key, fingerprint=requested.hex())

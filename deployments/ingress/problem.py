@@ -116,7 +116,7 @@ def problem_of(error: Exception) -> ProblemResponse:
         case BodyTooLarge():
             return problem(413, f"a body has at most {error.size_bytes_max} bytes")
         case InvalidArgument():
-            return invalid([{"field": error.field, "problem": error.problem, "value": error.value}])
+            return invalid([{"field": error.field, "problem": error.problem, "value": error.value}], error.code)
         case ModelRefused():
             return problem(422, f"the model refused: {error.problem}", more={"code": error.code})
         case QuotaExceeded():
@@ -187,10 +187,11 @@ def unavailable(retry_after_s: float | None) -> ProblemResponse:
     )
 
 
-def invalid(errors: Sequence[Mapping[str, Any]]) -> ProblemResponse:
+def invalid(errors: Sequence[Mapping[str, Any]], code: str | None = None) -> ProblemResponse:
     """422, naming each field with its value."""
     first = errors[0]
-    return problem(422, f"{first['field']}: {first['problem']}", more={"errors": list(errors)})
+    more = {"errors": list(errors), **({} if code is None else {"code": code})}
+    return problem(422, f"{first['field']}: {first['problem']}", more=more)
 
 
 def _validation_problem(error: RequestValidationError) -> ProblemResponse:

@@ -22,7 +22,7 @@ from deployments.ingress import replies
 from deployments.ingress.access import Caller, asker_of, guarded_by
 from deployments.ingress.fields import HistoryLimit
 from deployments.ingress.replies import problems, reply
-from deployments.ingress.services import services_of
+from deployments.ingress.services import Services, services_of
 from deployments.ingress.turns import events_path
 from deployments.ingress.ui_messages import ID_CHARS_MAX, UIChat, stored_id, text_of, turn_key, ui_messages
 from deployments.ingress.ui_stream import ui_streamed
@@ -107,30 +107,44 @@ async def _ask_in(request: Request, tenant: str, place: Place, chat: UIChat, tex
         options=chat.options,
         asker=asker_of(request, request.state.caller),
     )
-    # Else there is nothing yet that could be asked again.
-    if chat.is_again and place.is_made:
+    known = await _asked_before(services, tenant, place, chat) if chat.is_again else None
+    if known is not None:
         turn_id = new_turn_id()
         # Asked as often as the user likes; once with one Idempotency-Key.
         again = turn_id if key is None else hashlib.sha256(key.encode()).hexdigest()
-        asked_before: int | None = await services.sessions.get(tenant, place.session_id).asked_as(message_key)
-        known = stored_id(chat.question.id) if asked_before is None else asked_before
-        if known is not None:
-            question = replace(
-                question,
-                turn_id=turn_id,
-                key=f"{message_key}-{again}",
-                message=None if chat.trigger == "regenerate-message" else text,
-                replace=known,
-                # What is under way is what shall give way.
-                on_conflict=chat.on_conflict or "interrupt",
-            )
-        # Else it never got here, or is long forgotten: it is asked now.
+        question = replace(
+            question,
+            session_id=place.session_id,
+            new_session_id=None,
+            turn_id=turn_id,
+            key=f"{message_key}-{again}",
+            message=None if chat.trigger == "regenerate-message" else text,
+            replace=known,
+            # What is under way is what shall give way.
+            on_conflict=chat.on_conflict or "interrupt",
+        )
+    # Else it never got here, or is long forgotten: it is asked now.
     try:
         asked: Asked = await services.chat.begin.remote(question)
     except RequestReused:
         problem = "ends with a message whose id another one had: an edited one comes with its `messageId`"
         raise InvalidArgument("messages", chat.question.id, problem) from None
     return asked
+
+
+async def _asked_before(services: Services, tenant: str, place: Place, chat: UIChat) -> int | None:
+    """The message in the session that is to be asked again; None if it is not there.
+
+    Raises:
+        ObjectNotFound: the session has gone.
+    """
+    try:
+        found: int | None = await services.sessions.get(tenant, place.session_id).asked_as(turn_key(chat.question.id))
+    except ObjectNotFound:
+        if place.is_made:
+            raise
+        return None  # nothing was ever asked; where it is only not noted that the session was made, it is found
+    return stored_id(chat.question.id) if found is None else found
 
 
 @router.get(

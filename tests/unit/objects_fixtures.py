@@ -5,7 +5,7 @@ They run twice: with an object that stays resident, and with one that hibernates
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,8 +34,35 @@ def refusing(backend: LocalBackend, durable_class: type[DurableObject], method: 
     def refuse(*_: Any) -> None:
         raise ObjectOverloaded(durable_class.__name__, "as the test wished", 1.0)
 
+    with _replaced(backend, durable_class, method, lambda _: refuse):
+        yield
+
+
+@contextmanager
+def counting(backend: LocalBackend, durable_class: type[DurableObject], method: str) -> Iterator[list[str]]:
+    """Gives a list to which each run of the method within the block adds its object, whoever called it."""
+    ran: list[str] = []
+
+    def counted(known: Callable[..., Any]) -> Callable[..., Any]:
+        def run(instance: DurableObject, *args: Any, **kwargs: Any) -> Any:
+            ran.append(str(instance.id))
+            return known(instance, *args, **kwargs)
+
+        return run
+
+    with _replaced(backend, durable_class, method, counted):
+        yield ran
+
+
+@contextmanager
+def _replaced(
+    backend: LocalBackend,
+    durable_class: type[DurableObject],
+    method: str,
+    by: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
     methods = backend._specs[durable_class.__name__].methods
     known = methods[method]
-    methods[method] = replace(known, function=refuse)
+    methods[method] = replace(known, function=by(known.function))
     yield
     methods[method] = known

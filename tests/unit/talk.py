@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors import ObjectReset
 from actors.document_index import Passage
 from actors.message import Message
 from actors.runtime.clock import ManualClock
@@ -141,6 +142,19 @@ class Talk:
 
     async def said(self, session_id: str, tenant_name: str = "acme") -> list[tuple[str, str]]:
         return [(message["role"], message["content"]) for message in await self.history(session_id, tenant_name)]
+
+
+class CutChat:
+    """A chat whose ingress is lost as soon as a turn is begun: what it would keep of it is not kept."""
+
+    def __init__(self, talk: Talk, model: Models) -> None:
+        self._objects = talk.objects
+        self._chat = talk.replica(model)
+
+    async def begin(self, question: Question) -> Asked:
+        asked = await self._chat.begin(question)
+        self._objects.failing["KeyValue", "swap"] = [ObjectReset("KeyValue/acme:requests", "its host was lost")]
+        return asked
 
 
 @contextmanager

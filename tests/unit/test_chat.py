@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors import (
+    Directory,
     DurableError,
     InvalidArgument,
     ObjectConflict,
@@ -18,13 +19,14 @@ from actors import (
     TurnQueue,
 )
 from actors.runtime import RequestReused
+from actors.session_row import LISTED_WITHIN_S
 from actors.turn import LEASE_S
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from deployments.chat import Chat
 from deployments.errors import ModelUnavailable
 from deployments.question import Asked, Question, new_turn_id
 from tests.unit.handles import EchoModel
-from tests.unit.objects_fixtures import ring
+from tests.unit.objects_fixtures import counting, ring
 from tests.unit.talk import TENANTS, WITHIN_S, Talk, question, talk_at, text_of, types_of, until
 
 
@@ -89,6 +91,19 @@ async def test_a_session_is_made_for_a_question_that_names_none(talk: Talk) -> N
         return page["sessions"] == [await talk.sessions.metadata("acme", asked.session_id)]
 
     await until(is_listed_as_it_is)
+
+
+async def test_a_session_that_a_question_made_is_entered_once(talk: Talk) -> None:
+    model = EchoModel("Yes", "No", stalls_at=1)
+    with counting(talk.objects, Directory, "put") as entries:
+        asked = await begun(talk.replica(model), question())
+        model.may_go_on.set()
+        await talk.ended(asked)
+        talk.clock.advance(LISTED_WITHIN_S)
+        await ring(talk.objects, talk.clock)
+        # Behind its alarm, whoever has fired that.
+        assert (await talk.sessions.metadata("acme", asked.session_id))["message_count"] == 2
+    assert len(entries) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import pickle
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S
+from deployments import chat_client
+from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S, PROBLEM_CHARS_MAX, TOKENS_MAX
 from deployments.chat_request import (
     ChatMessage,
     ChatRequest,
@@ -136,12 +138,75 @@ async def test_tokens_are_estimated_and_said_to_be_where_a_server_counts_none() 
     assert events[-1] == Finished(finish_reason="length", input_tokens=4, output_tokens=2, estimated=True)
 
 
+@pytest.mark.parametrize("count", [-1, TOKENS_MAX + 1, 2**63, True, 7.0, "7", None])
+@pytest.mark.parametrize("which", ["prompt_tokens", "completion_tokens"])
+async def test_counts_that_can_not_be_are_no_counts(which: str, count: Any) -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.piece("a", "stop")
+        await reply.event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 9, which: count}})
+
+    end = (await ask(script))[-1]
+
+    assert end == Finished(finish_reason="stop", input_tokens=4, output_tokens=1, estimated=True)
+
+
 async def test_an_answer_without_its_closing_mark_counts_once_its_reason_has_come() -> None:
     async def script(reply: Reply) -> None:
         await reply.head()
         await reply.piece("a", "stop")
 
     assert [type(event) for event in await ask(script)] == [TextDelta, Finished]
+
+
+async def test_events_without_data_are_passed_over() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.raw(b": here\n\nretry: 3000\n\n")
+        await reply.piece("a")
+        await reply.raw(b"id: 7\n\nevent: ping\n\ndata:\n\n")
+        await reply.piece("b", "stop")
+        await reply.event(b"[DONE]")
+
+    assert [event.text for event in await ask(script) if isinstance(event, TextDelta)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"rubbish\r\n", b""])
+async def test_a_connection_that_may_be_used_again_is_once_its_answer_was_read_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    monkeypatch.setattr(chat_client, "END_WITHIN_S", 10.0 if end else 0.01)
+    # As where the server is asked by TLS.
+    monkeypatch.setattr(chat_client, "_use_plain_connection_once", _as_it_is)
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError), contextlib.closing(writer):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                for part in (b'{"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}', b"[DONE]"):
+                    event = b"data: " + part + b"\n\n"
+                    writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                await writer.drain()
+                # The end comes by itself, when the last event has been read.
+                await asyncio.sleep(0)
+                writer.write(end)
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+    async with listener, talking() as client:
+        for _ in range(3):
+            events = [event async for event in client.stream(QUESTION, base_url=base_url, model="m")]
+            assert [type(event) for event in events] == [TextDelta, Finished]
+    assert connections == (1 if end.startswith(b"0") else 3)
+
+
+async def _as_it_is(_: object) -> None:
+    pass
 
 
 async def test_a_key_is_read_from_the_variable_that_the_request_names() -> None:
@@ -259,6 +324,37 @@ async def test_messages_that_are_too_long_are_known_by_one_code(body: dict[str, 
 
     assert isinstance(error, ModelRefused)
     assert error.code == ModelRefused.CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize("depth", [100_000, 950, 700])
+@pytest.mark.parametrize("is_field", [True, False])
+async def test_an_error_that_is_too_deep_is_an_error_all_the_same(depth: int, is_field: bool) -> None:
+    deep = b"[" * depth + b"]" * depth
+
+    async def script(reply: Reply) -> None:
+        await reply.problem("400 Bad Request", b'{"error": %b}' % deep if is_field else deep)
+
+    async def inside(reply: Reply) -> None:
+        await reply.head()
+        await reply.event(b'{"error": %b}' % deep)
+
+    error = await failing(script)
+    assert isinstance(error, ModelRefused)
+    assert len(error.problem) <= PROBLEM_CHARS_MAX
+    assert isinstance(await failing(inside), ModelUnavailable)
+
+
+async def test_what_a_server_calls_an_error_can_be_told_to_anybody() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.problem(
+            "400 Bad Request", b'{"error": {"message": "no\\ud83d", "code": "\\ud83d%b"}}' % (b"x" * 999)
+        )
+
+    error = await failing(script)
+
+    assert isinstance(error, ModelRefused)
+    assert error.code == " " + "x" * (PROBLEM_CHARS_MAX - 1)
+    str(error).encode()
 
 
 async def test_a_refused_key_is_not_quoted() -> None:

@@ -21,10 +21,10 @@ from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.idempotency import LEASE_S
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
-from deployments.question import Asked, Question
+from deployments.question import Question
 from tests.unit.handles import EchoModel, Handle, services_over
 from tests.unit.objects_fixtures import ring
-from tests.unit.talk import TENANTS, WITHIN_S, Talk, talk_at
+from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at
 
 LOST = ObjectReset("ChatSession/acme:s", "its host was lost")
 PIECES = ("line\r\n\nevent: error\n", "🐟")
@@ -235,16 +235,7 @@ async def test_a_key_is_its_tenants_own(client: httpx.AsyncClient) -> None:
 async def test_a_question_cut_off_before_its_turn_was_recorded_is_begun_once(
     app: FastAPI, client: httpx.AsyncClient, served: Served
 ) -> None:
-    class Cut:
-        """A chat whose ingress ends as soon as the turn is begun."""
-
-        async def begin(self, question: Question) -> Asked:
-            asked = await chat.begin(question)
-            served.talk.objects.failing["KeyValue", "swap"] = [LOST]
-            return asked
-
-    chat = served.talk.replica(served.model)
-    app.state.services = dataclasses.replace(served.services, chat=Handle(Cut()))
+    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
     body = {"message": "Why?", "stream": False}
     problem(await client.post("/chat", json=body, headers=key()), 503)
     app.state.services = served.services
@@ -253,6 +244,31 @@ async def test_a_question_cut_off_before_its_turn_was_recorded_is_begun_once(
     assert again.status_code == 200
     assert len((await client.get("/chat/sessions")).json()["sessions"]) == 1
     assert await served.talk.said(again.json()["session_id"]) == [("user", "Why?"), ("assistant", TEXT)]
+
+
+@pytest.mark.parametrize("trigger", ["regenerate-message", "submit-message"])
+async def test_a_chat_is_asked_again_also_where_it_was_not_noted_that_its_session_is_there(
+    app: FastAPI, client: httpx.AsyncClient, served: Served, trigger: str
+) -> None:
+    def chat(text: str, **more: Any) -> dict[str, Any]:
+        return {
+            "id": "c1",
+            "messages": [{"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}],
+            **more,
+        }
+
+    # One that was never asked is asked now.
+    never = chat("Why?", trigger="regenerate-message") | {"id": "c0"}
+    assert (await client.post("/chat", json=never)).status_code == 200
+    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    assert (await client.post("/chat", json=chat("Why?"))).status_code == 200
+    app.state.services = served.services
+    text = "Why?" if trigger == "regenerate-message" else "Why not?"
+    again = await client.post("/chat", json=chat(text, trigger=trigger, messageId="m1"))
+    assert (again.status_code, again.headers.get("idempotent-replayed")) == (200, None)
+    assert len(served.model.requests) == 3
+    session_id = (await client.get("/chat/c1/messages")).json()["session_id"]
+    assert await served.talk.said(session_id) == [("user", text), ("assistant", TEXT)]
 
 
 async def only_session(client: httpx.AsyncClient) -> dict[str, Any]:
@@ -379,6 +395,24 @@ async def test_a_request_that_comes_again_is_answered_as_long_as_its_answer_is_t
     assert len(served.model.requests) == 1
     await served.talk.sessions.get("acme", first["session_id"]).remove(first["message_id"])
     problem(await client.post("/chat", json={**body, "stream": False}), 410)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_question_that_was_cut_off_is_told_again_also_when_its_events_are_gone(
+    app: FastAPI, client: httpx.AsyncClient, served: Served, stream: bool
+) -> None:
+    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    problem(await client.post("/chat", json={"message": "Why?", "stream": False}, headers=key()), 503)
+    app.state.services = served.services
+    served.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(served.talk.objects, served.talk.clock)
+    again = await client.post("/chat", json={"message": "Why?", "stream": stream}, headers=key())
+    assert again.headers["idempotent-replayed"] == "true"
+    if stream:
+        assert events_of(again)[-1]["event"] == "turn.completed"
+    else:
+        assert (again.json()["text"], again.json()["status"]) == (TEXT, "completed")
+    assert len(served.model.requests) == 1
 
 
 async def test_a_turn_is_stopped_once_and_stays_as_it_is(client: httpx.AsyncClient, served: Served) -> None:

@@ -219,8 +219,32 @@ async def test_a_host_that_was_lost_with_its_answer_gets_back_what_it_has_leased
     objects.failing_after["TokenBucket", "lease"] = [LOST]
     assert (await replica.check()).allowed
     await replica.limiter.give_back()
-    # The first try has taken a token, and nobody heard of it.
-    assert await held(bucket) == 100 - 3 - 20
+    assert await held(bucket) == 100 - 2 - 20
+
+
+async def test_a_request_that_asks_for_a_lease_pays_once_however_often_its_reply_is_lost(
+    objects: FailingObjects, bucket: Stub[TokenBucket]
+) -> None:
+    replica = Replica(objects, "one")
+    allowed = 0
+    for number in range(150):
+        objects.failing_after["TokenBucket", "lease"] = [LOST] * (number % 3)
+        allowed += (await replica.check()).allowed
+        objects.clock.advance(0.5)
+        await replica.limiter.give_back()
+    assert allowed == 100
+    assert await held(bucket) == 0
+
+
+async def test_a_request_that_has_paid_may_have_a_lease_beside_when_it_comes_again(bucket: Stub[TokenBucket]) -> None:
+    await bucket.lease(60, ANY, None, None, b"request1")
+    (allowed, remaining, _), leased, _ = await bucket.lease(60, ANY, Wanted("a", 20, 2), None, b"request1", again=True)
+    # Less than pays for another such request is not lent.
+    assert (allowed, remaining, leased) == (True, (40,), 0)
+    await bucket.lease(10, ANY, None, None, b"request2")
+    (allowed, remaining, _), leased, _ = await bucket.lease(10, ANY, Wanted("b", 20, 2), None, b"request2", again=True)
+    assert (allowed, remaining, leased) == (True, (15,), 15)
+    assert await bucket.check(10, ANY, b"request2", again=True) == (True, (15,), (0,))
 
 
 async def test_what_cannot_be_given_back_is_lost_and_harms_nobody(

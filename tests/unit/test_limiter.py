@@ -19,13 +19,13 @@ from actors.runtime.object_id import ObjectId
 from configs.limits import PolicyConfig, TenantLimits
 from deployments.client_name import CLIENT_CHARS_MAX, Requester
 from deployments.denials import Denials
-from deployments.errors import QuotaExceeded
+from deployments.errors import QuotaExceeded, TooManyNewClients
 from deployments.keyring import Principal
 from deployments.limit_counts import LimitCounts, Outcome
 from deployments.limiter import Limiter, Verdict, require_allowed
 from deployments.live_limits import LiveLimits
 from deployments.quotas import RouteQuota
-from deployments.strangers import AT_ONCE_MAX
+from deployments.strangers import AT_ONCE_MAX, RETRY_AFTER_S, Strangers
 from tests.unit.handles import SCOPES, FailingObjects, new_leases, tenant
 
 RESET = ObjectReset("TokenBucket/acme:all", "its host was lost")
@@ -58,7 +58,15 @@ class Told:
 class Clients:
     """A limiter that remembers denials, and the clock that it goes by."""
 
-    def __init__(self, objects: FailingObjects, clock: ManualClock, limits: TenantLimits, *, holder: str = "") -> None:
+    def __init__(
+        self,
+        objects: FailingObjects,
+        clock: ManualClock,
+        limits: TenantLimits,
+        *,
+        holder: str = "",
+        strangers: Strangers | None = None,
+    ) -> None:
         names = ("acme", "demo", "t" * 63)
         self.clock = clock
         self.told = Told()
@@ -73,6 +81,7 @@ class Clients:
             counts=self.told.counts,
             monotonic=clock.monotonic,
             sleep=self._sleep,
+            strangers=strangers,
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -401,9 +410,26 @@ async def test_few_new_clients_are_asked_for_at_once_and_as_many_known_ones_as_c
             under_way -= 1
 
     monkeypatch.setattr(objects, "send", counted)
-    limiter = _clients(objects).limiter
+    limits = TenantLimits(capacity=5, refill_per_second=0)
+    limiter = Clients(objects, objects.clock, limits, strangers=Strangers(turn_max_s=600.0)).limiter
     crowd = [_requester(str(number)) for number in range(20)]
     await asyncio.gather(*[_check(limiter, requester) for requester in crowd])
     assert peaks[-1] == AT_ONCE_MAX
     await asyncio.gather(*[_check(limiter, requester) for requester in crowd])
     assert peaks[-1] == len(crowd)
+
+
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_of_many_new_clients_at_once_none_is_let_through_unchecked(objects: FailingObjects, fail: Any) -> None:
+    limits = TenantLimits(capacity=1, refill_per_second=0, fail=fail)
+    clients = Clients(objects, objects.clock, limits, strangers=Strangers(waiting_max=4, turn_max_s=600.0))
+    crowd = [_requester(str(number)) for number in range(10)]
+    verdicts = await asyncio.gather(
+        *[_check(clients.limiter, requester) for requester in crowd], return_exceptions=True
+    )
+    refused = [verdict for verdict in verdicts if isinstance(verdict, BaseException)]
+    assert {(type(error), getattr(error, "retry_after_s", None)) for error in refused} == {
+        (TooManyNewClients, RETRY_AFTER_S)
+    }
+    assert all(verdict.decision is not None for verdict in verdicts if isinstance(verdict, Verdict))
+    assert clients.told.all() == [("refused", "acme", "", len(refused))]

@@ -47,6 +47,7 @@ STATUSES: list[tuple[Exception, int, str | None]] = [
     (service.EventsGone("t1"), 410, None),
     (service.TurnConflict(), 409, None),
     (service.QuotaExceeded(0.01, ("burst",)), 429, "1"),
+    (service.TooManyNewClients(0.5), 503, "1"),
     (service.TooManyTurns(("turns-per-client",), 1.0), 429, "1"),
     (service.BudgetExceeded(("daily",), 3600.5), 429, "3601"),
     (service.BudgetTooSmall(("daily",), 1000, 500), 422, None),

@@ -12,6 +12,7 @@ from actors.document_index import Passage
 from actors.message import Message
 from deployments.chat_request import ToolSpec
 from deployments.conversation import INTERRUPTED
+from deployments.errors import ModelRefused
 from deployments.prompt import TEMPLATE_TOKENS_OF_TOOLS, TEMPLATE_TOKENS_PER_MESSAGE, Dropped, Prompt, build
 from deployments.token_count import Estimated, estimate
 
@@ -165,7 +166,7 @@ async def test_messages_of_other_roles_are_not_sent() -> None:
 async def test_a_question_that_does_not_fit_by_itself_is_refused_and_its_field_named() -> None:
     with pytest.raises(InvalidArgument) as refused:
         await _build("w" * 10_000, _conversation("Hi", "Hello"), [_passage("text")])
-    assert refused.value.field == "message"
+    assert (refused.value.field, refused.value.code) == ("message", ModelRefused.CONTEXT_LENGTH)
 
 
 async def test_the_longest_question_that_fits_is_sent_and_one_that_is_longer_is_not() -> None:

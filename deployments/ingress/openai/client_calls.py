@@ -56,14 +56,24 @@ async def waiting_in(services: Services, tenant: str, session_id: str, turn_id: 
     if _is_result(messages):
         turn = await newest_turn(services, tenant, session_id)
         if turn is None or turn["status"] in FINAL or turn["id"] == turn_id:
-            while _is_result(messages):
-                messages.pop()
+            messages = _without_untold(messages)
     return items.waiting(messages)
 
 
 def _is_result(messages: Sequence[Message]) -> bool:
     """They end with what came of a call, and with no answer to it."""
     return bool(messages) and messages[-1]["role"] == "tool" and FOR_CLIENT in (messages[-1]["data"] or {})
+
+
+def _without_untold(messages: Sequence[Message]) -> list[Message]:
+    """The messages without the results at their end that came with a turn, which came to nothing.
+
+    Those that came with none were added to be told with the next, and wait for nothing.
+    """
+    kept, results = list(messages), list[Message]()
+    while _is_result(kept):
+        results.append(kept.pop())
+    return kept + [one for one in reversed(results) if "turn_id" not in (one["data"] or {})]
 
 
 async def turn_to_follow(services: Services, tenant: str, session_id: str, turn_id: str) -> str | None:

@@ -15,7 +15,7 @@ from fastapi import Request
 from actors.message import NewMessage
 from deployments.idempotency import Outcome
 from deployments.ingress.access import asker_of
-from deployments.ingress.chat import ask, begin
+from deployments.ingress.chat import ask, begin, outcome_of
 from deployments.ingress.idempotency import outcome_soon
 from deployments.ingress.openai.client_calls import beginning, turn_to_follow, waiting_in
 from deployments.ingress.services import services_of
@@ -67,7 +67,7 @@ async def ask_in_session(
             ),
             key,
         )
-        return Outcome(content={"session_id": asked.session_id, "turn_id": asked.turn_id})
+        return outcome_of(asked)
 
     if key is None:
         return Asked(**(await work(new_turn_id())).content, joined=False)

@@ -71,8 +71,8 @@ def told(path: str, problem: ProblemResponse) -> Response:
     status = 400 if said["status"] in _BAD_REQUESTS else said["status"]
     field, code = said["errors"][0]["field"] if "errors" in said else None, said.get("code") or None
     if field == "message":
-        # What a turn calls what it was asked: no other of its fields has this name, and nothing else is wrong with it.
-        field, code = "input" if path.startswith(_RESPONSES) else "messages", "context_length_exceeded"
+        # What a turn calls what it was asked.
+        field = "input" if path.startswith(_RESPONSES) else "messages"
     body = error_body(said["detail"], status=status, param=None if field == "body" else field, code=code)
     headers = {name: problem.headers[name] for name in _KEPT_HEADERS if name in problem.headers}
     return _response(status, body, headers)

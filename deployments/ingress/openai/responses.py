@@ -10,6 +10,7 @@ With `store: false` there is no session: the model is asked directly, and the cl
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -23,11 +24,11 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from actors import DurableError, ObjectConflict, ObjectNotFound
 from actors.session_views import AnsweredTurn
 from actors.turn import FINAL, TurnEvent
-from deployments.errors import ServiceError
 from deployments.idempotency import Outcome
 from deployments.ingress.access import Caller, asker_of, guarded_by
+from deployments.ingress.chat import outcome_of
 from deployments.ingress.events import PING_EVERY_S
-from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey, outcome_once
+from deployments.ingress.idempotency import REPLAYED_HEADER, IdempotencyKey, outcome_soon
 from deployments.ingress.openai import items, shapes
 from deployments.ingress.openai.client_calls import beginning, newest_turn, turn_to_follow, waiting_in
 from deployments.ingress.openai.conversations import After, Include, Order, PageLimit
@@ -43,6 +44,8 @@ from deployments.ingress.replies import reply
 from deployments.ingress.services import Services, services_of
 from deployments.question import Asked, Question, new_turn_id
 from deployments.retelling import retold
+
+logger = logging.getLogger("mobula.ingress")
 
 router = APIRouter(route_class=guarded_by("chat", "chat"), prefix="/v1/responses", tags=["OpenAI: responses"])
 kept = APIRouter(route_class=guarded_by("chat", "turns"), prefix="/v1/responses", tags=["OpenAI: responses"])
@@ -252,16 +255,16 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             await _fork(services, tenant, session_id, follows, new_session_id)
             try:
                 begun = await services.chat.begin.remote(replace(asked, session_id=new_session_id, follows=None))
-            except ServiceError:  # limits have denied it meanwhile, and the copy is nobody's
-                await services.sessions.delete(tenant, new_session_id)
+            except Exception:
+                await _discard_copy(services, tenant, new_session_id, turn_id)
                 raise
-        return Outcome(content={"session_id": begun.session_id, "turn_id": begun.turn_id})
+        return outcome_of(begun)
 
     plan = json.dumps([services.sessions.new_id(), new_turn_id()])
     if key is None:
         return Asked(**(await work(plan)).content, joined=False)
     payload = body.model_dump(exclude={"stream", "stream_options"})
-    outcome = await outcome_once(request, tenant, key, payload, plan=plan, work=work)
+    outcome = await outcome_soon(request, tenant, key, payload, plan=plan, work=work)
     return Asked(**outcome.content, joined=outcome.replayed)
 
 
@@ -312,6 +315,15 @@ async def _fork(services: Services, tenant: str, session_id: str, turn_id: str, 
     numbers = [message["id"] for message in answered["messages"]]
     last = max([*numbers, turn["answer_id"] or 0, turn["message_id"] or 0])
     await services.sessions.fork(tenant, session_id, before=last + 1, new_session_id=new_session_id)
+
+
+async def _discard_copy(services: Services, tenant: str, session_id: str, turn_id: str) -> None:
+    """Removes a copy that is nobody's, since its turn was not begun: neither now nor by an attempt that was lost."""
+    try:
+        if not await services.sessions.get(tenant, session_id).has_begun(turn_id, None):
+            await services.sessions.delete(tenant, session_id)
+    except DurableError as error:  # what kept the turn from being begun is told
+        logger.warning("tenant=%s a copy of a session is left over: %s", tenant, error)
 
 
 async def _answer_directly(services: Services, tenant: str, model: str, body: NewResponse, asker: str) -> Response:

@@ -261,10 +261,13 @@ async def test_a_client_that_goes_away_stops_the_model(client: openai.AsyncOpenA
 async def test_what_is_not_taken_is_refused_by_its_name(
     client: openai.AsyncOpenAI, lab: Lab, more: Any, param: str
 ) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        await client.chat.completions.create(**{"model": "default", "messages": ASKED, **more})
-    assert refused.value.param == param
-    assert refused.value.type == "invalid_request_error"
+    for metadata in ({}, {"session_id": await lab.talk.new_session()}):
+        asked = {"model": "default", "messages": ASKED, **more}
+        asked["metadata"] = {**metadata, **more.get("metadata", {})}
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(**asked)
+        assert refused.value.param == param
+        assert refused.value.type == "invalid_request_error"
     assert lab.model.requests == []
 
 

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from openai.types.responses import Response
 
+from actors import InvalidArgument
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelUnavailable
 from tests.unit.openai_routes.lab import TEXT, TOOL, Lab
@@ -183,6 +184,13 @@ async def test_what_does_not_fit_is_told_as_a_context_that_is_too_short(app: Fas
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
 
 
+async def test_what_else_is_wrong_with_a_message_is_not_called_too_long(client: openai.AsyncOpenAI, lab: Lab) -> None:
+    lab.chat.errors["begin"] = InvalidArgument("message", "Why?", "is not to be asked")
+    with pytest.raises(openai.BadRequestError, match="not to be asked") as refused:
+        await create(client)
+    assert (refused.value.code, refused.value.param) == (None, "input")
+
+
 async def test_a_whole_conversation_with_its_calls_can_be_brought_along(client: openai.AsyncOpenAI, lab: Lab) -> None:
     brought: Any = [
         {"role": "user", "content": "Why?"},
@@ -210,6 +218,28 @@ async def test_a_conversation_takes_calls_with_their_results(client: openai.Asyn
     more: Any = [{**kept[1], "call_id": "c2"}, output("c2", "later")]
     added = await client.conversations.items.create(conversation, items=more)
     assert [item.type for item in added.data] == ["function_call", "function_call_output"]
+
+
+async def test_a_conversation_that_was_brought_with_some_results_waits_for_the_others(
+    client: openai.AsyncOpenAI, lab: Lab
+) -> None:
+    called: Any = {"type": "function_call", "name": "look_up", "arguments": "{}"}
+    kept: Any = [
+        {"role": "user", "content": "Why?"}, {**called, "call_id": "c1"}, {**called, "call_id": "c2"},
+        output("c1", "one"),
+    ]  # fmt: skip
+    conversation = (await client.conversations.create(items=kept)).id
+    with pytest.raises(openai.BadRequestError, match="c1"):
+        await create(client, conversation=conversation, input=[output("c1", "another"), output("c2", "two")])
+    lab.model.failures = [ModelUnavailable("gone", 60)]
+    for text in ("lost", "two"):
+        await create(client, conversation=conversation, input=[output("c2", text)])
+    assert told(lab)[2:] == [("tool", "one"), ("tool", "two")]
+    # So it does behind a turn that has nothing to do with them.
+    more: Any = [{**called, "call_id": "c3"}, {**called, "call_id": "c4"}, output("c3", "three")]
+    await client.conversations.items.create(conversation, items=more)
+    await create(client, conversation=conversation, input=[output("c4", "four")])
+    assert told(lab)[-2:] == [("tool", "three"), ("tool", "four")]
 
 
 async def test_documents_are_searched_for_what_the_user_asked(client: openai.AsyncOpenAI, lab: Lab) -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import openai
 import pytest
 from fastapi import FastAPI
-from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from openai.types.responses import Response, ResponseCompletedEvent, ResponseItemList, ResponseStreamEvent
+from ray.exceptions import RayActorError
 
-from actors import ObjectNotFound
+from actors import ObjectNotFound, ObjectOverloaded
+from actors.runtime.fingerprint import fingerprint
 from deployments.chat_request import ChatMessage, ToolCall
-from deployments.errors import ModelRefused
+from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.idempotency import LEASE_S
+from deployments.ingress import idempotency
 from deployments.ingress.openai.ids import turn_of
-from deployments.question import Asked
+from deployments.question import Asked, Question
+from tests.unit.handles import Handle
+from tests.unit.objects_fixtures import ring
 from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
-from tests.unit.talk import passage
+from tests.unit.talk import TENANTS, CutChat, passage
 
 FUNCTION: Any = {"type": "function", "strict": False, **TOOL}
 SEARCH: Any = {"type": "file_search", "vector_store_ids": ["default"], "max_num_results": 2}
@@ -214,6 +221,92 @@ async def test_a_response_that_is_asked_for_twice_with_one_key_is_one(client: op
     assert len(await lab.talk.said(session_of(first))) == 4
     with pytest.raises(openai.BadRequestError):
         await create(client, extra_headers={"Idempotency-Key": "k1"})
+
+
+async def test_responses_that_are_asked_for_at_once_with_one_key_are_one(
+    client: openai.AsyncOpenAI, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Any] = []
+
+    def counted(*args: Any) -> bytes:
+        compared.append(args)
+        return fingerprint(*args)
+
+    monkeypatch.setattr(idempotency, "fingerprint", counted)
+    more: Any = {"extra_headers": {"Idempotency-Key": "k1"}}
+    answers = await asyncio.gather(*[create(client, **more) for _ in range(10)])
+    assert len({answer.id for answer in answers}) == 1
+    assert {answer.output_text for answer in answers} == {TEXT}
+    assert len(lab.model.requests) == 1
+    # Once for each, however often it has looked whether the first is done.
+    assert len(compared) == 10
+
+
+class NoCopies:
+    """A chat that begins no turn in a copy of a session."""
+
+    def __init__(self, lab: Lab, error: Exception) -> None:
+        self._chat = lab.talk.replica(lab.model)
+        self._error = error
+
+    async def begin(self, question: Question) -> Asked:
+        if question.session_id is not None and question.follows is None:
+            raise self._error
+        return await self._chat.begin(question)
+
+
+@pytest.mark.parametrize(
+    "error", [ModelUnavailable("busy", 1.0), ObjectOverloaded("ChatSession/acme:s", "busy", 1.0), RayActorError()]
+)
+async def test_a_copy_in_which_nothing_was_begun_is_removed(
+    client: openai.AsyncOpenAI, app: FastAPI, lab: Lab, error: Exception
+) -> None:
+    first = await create(client)
+    await create(client, previous_response_id=first.id)
+    app.state.services = dataclasses.replace(lab.services, chat=Handle(NoCopies(lab, error)))
+    with pytest.raises(openai.InternalServerError):
+        await create(client, previous_response_id=first.id)
+    page = await lab.talk.sessions.page("acme", limit=10, after=None, user_id=None)
+    assert [session["id"] for session in page["sessions"]] == [session_of(first)]
+
+
+async def test_a_copy_that_is_answered_in_stays_when_it_is_asked_for_again_in_vain(
+    client: openai.AsyncOpenAI, app: FastAPI, lab: Lab
+) -> None:
+    first = await create(client)
+    await create(client, previous_response_id=first.id)
+    more: Any = {"previous_response_id": first.id, "extra_headers": {"Idempotency-Key": "k1"}}
+    for chat in (CutChat(lab.talk, lab.model), NoCopies(lab, ModelUnavailable("busy", 1.0))):
+        app.state.services = dataclasses.replace(lab.services, chat=Handle(chat))
+        with pytest.raises(openai.InternalServerError):
+            await create(client, **more)
+        lab.talk.clock.advance(LEASE_S)
+    app.state.services = lab.services
+    again = await create(client, **more)
+    assert again.output_text == TEXT
+    assert session_of(again) != session_of(first)
+    assert len(lab.model.requests) == 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_response_that_was_cut_off_is_told_again_also_when_its_events_are_gone(
+    client: openai.AsyncOpenAI, app: FastAPI, lab: Lab, stream: bool
+) -> None:
+    more: Any = {"model": "default", "input": "Why?", "extra_headers": {"Idempotency-Key": "k1"}}
+    app.state.services = dataclasses.replace(lab.services, chat=Handle(CutChat(lab.talk, lab.model)))
+    with pytest.raises(openai.InternalServerError):
+        await client.responses.create(**more)
+    app.state.services = lab.services
+    lab.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(lab.talk.objects, lab.talk.clock)
+    if stream:
+        last = [event async for event in await client.responses.create(stream=True, **more)][-1]
+        assert isinstance(last, ResponseCompletedEvent)
+        again = last.response
+    else:
+        again = await client.responses.create(**more)
+    assert (again.status, again.output_text) == ("completed", TEXT)
+    assert len(lab.model.requests) == 1
 
 
 async def test_a_copy_that_is_asked_for_twice_with_one_key_is_one(client: openai.AsyncOpenAI) -> None:

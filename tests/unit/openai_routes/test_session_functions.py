@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import openai
@@ -12,8 +13,10 @@ from openai.types.chat import ChatCompletion
 
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelUnavailable
+from tests.unit.handles import Handle
+from tests.unit.objects_fixtures import ring
 from tests.unit.openai_routes.lab import TEXT, TOOL, Lab
-from tests.unit.talk import passage
+from tests.unit.talk import TENANTS, CutChat, passage
 
 ASKED: Any = {"role": "user", "content": "Why?"}
 TOOLS: Any = [{"type": "function", "function": TOOL}, {"type": "function", "function": {"name": "other"}}]
@@ -206,6 +209,21 @@ async def test_a_request_with_a_key_answers_a_call_once(session: Session, lab: L
     with pytest.raises(openai.BadRequestError, match="Idempotency-Key"):
         await session.ask(result(text="another"), key="k2")
     assert await roles(lab, session) == ["user", "assistant", "tool", "assistant"]
+
+
+async def test_an_answer_to_a_call_that_was_cut_off_is_told_again_also_when_its_events_are_gone(
+    session: Session, app: FastAPI, lab: Lab
+) -> None:
+    await calling(session, lab, CALL)
+    app.state.services = dataclasses.replace(lab.services, chat=Handle(CutChat(lab.talk, lab.model)))
+    with pytest.raises(openai.InternalServerError):
+        await session.ask(result(), key="k1")
+    app.state.services = lab.services
+    lab.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
+    await ring(lab.talk.objects, lab.talk.clock)
+    for again in (await session.ask(result(), key="k1"), await session.streamed(result(), key="k1")):
+        assert (again.choices[0].finish_reason, again.choices[0].message.content) == ("stop", TEXT)
+    assert len(lab.model.requests) == 2
 
 
 async def test_a_key_names_a_request_of_one_session(client: openai.AsyncOpenAI, session: Session, lab: Lab) -> None:

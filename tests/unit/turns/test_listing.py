@@ -62,3 +62,29 @@ async def test_one_that_was_entered_does_not_do_it_again(lab: Lab) -> None:
     await lab.advance(LISTED_WITHIN_S + AGAIN_AFTER_S)
 
     assert await _listed(lab) == []
+
+
+async def test_one_whose_runner_knows_that_it_was_entered_does_not_do_it_again(lab: Lab) -> None:
+    session = await _opened(lab, None)
+    await session.finish("t1", 1, 0, [], "completed", is_listed=True)
+
+    await lab.advance(LISTED_WITHIN_S + AGAIN_AFTER_S)
+
+    assert await _listed(lab) == []
+    # A repeat says the same, or less, and harms nothing.
+    await session.finish("t1", 1, 0, [], "completed")
+    await lab.advance(LISTED_WITHIN_S + AGAIN_AFTER_S)
+    assert await _listed(lab) == []
+
+
+async def test_whoever_runs_a_turn_does_not_wait_for_the_directory(lab: Lab) -> None:
+    session = await _opened(lab, None)
+    for _ in range(4):
+        await lab.advance(LISTED_WITHIN_S / 2)
+        await session.record("t1", 1, 0, [])
+    assert await _listed(lab) == []
+
+    await session.finish("t1", 1, 0, [], "completed")
+    await lab.advance(LISTED_WITHIN_S)
+
+    assert await _listed(lab) == ["s1"]
