@@ -14,7 +14,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from actors import DurableError, InvalidArgument, ObjectReset, Objects, TokenBucket
+from actors import DurableError, InvalidArgument, ObjectOverloaded, ObjectReset, Objects, TokenBucket
 from actors.bucket import Decision, State
 from actors.runtime.namespace import Stub
 from actors.token_bucket import REQUEST_ID_BYTES
@@ -130,6 +130,7 @@ class Limiter:
 
         Raises:
             DurableError: they could not be asked, and the tenant's limits fail closed.
+            ObjectOverloaded: so many requests of the client wait for an answer.
             TooManyNewClients: they were not asked, since so many others wait whose first request it is.
         """
         tenant = requester.principal.tenant
@@ -150,7 +151,7 @@ class Limiter:
                 decision = await self._ask(tenant, client, quota, cost, quotas.fail_after_s)
             except InvalidArgument:
                 raise
-            except TooManyNewClients:
+            except (TooManyNewClients, ObjectOverloaded):
                 # Whatever the tenant says: else whoever sends so many at once would be let through unchecked.
                 self._counts.add("refused", tenant)
                 raise

@@ -234,11 +234,16 @@ async def test_while_a_new_client_waits_for_its_next_try_others_have_their_turn(
     assert objects.calls.count(CHECK) == 23
 
 
-async def test_a_bucket_that_is_overloaded_is_not_asked_again_and_again(objects: FailingObjects) -> None:
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_who_overloads_its_bucket_is_refused_at_once_whatever_its_tenant_says(
+    objects: FailingObjects, fail: str
+) -> None:
+    clients = _clients(objects, fail=fail)
     objects.failing[CHECK] = [ObjectOverloaded("TokenBucket/acme:all", "1000 calls wait", 1.0)]
     with pytest.raises(ObjectOverloaded):
-        await _check(_limiter(objects), _requester(), 1)
+        await _check(clients.limiter, _requester(), 1)
     assert objects.calls.count(CHECK) == 1
+    assert clients.told.all() == [("refused", "acme", "", 1)]
 
 
 async def test_a_cost_that_is_none_is_refused_also_where_limits_fail_open(objects: FailingObjects) -> None:
