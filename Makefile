@@ -35,7 +35,8 @@ check: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What needs no cluster shares the cores; the rest has them to itself.
+# What needs no cluster shares the cores; the rest has them to itself. For hours, with more examples, longer sequences of
+# steps and more killed hosts: PYTEST_TIMEOUT=36000 HYPOTHESIS_PROFILE=long FAULT_ROUNDS=20 make test
 test: setup-dev
 	$(BIN)/pytest --numprocesses 2 tests/unit tests/property tests/conformance --ignore $(ON_RAY)
 	$(BIN)/pytest $(ON_RAY) tests/fault tests/integration

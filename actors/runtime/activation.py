@@ -281,7 +281,8 @@ class Activation:
 
     def _start(self, instance: DurableObject, turn: Turn) -> None:
         run = self._run_alarm if turn.is_alarm else self._run_async
-        self._under_way.begin(turn, instance.storage, self._run(run, instance, turn))
+        task = self._under_way.begin(turn, instance.storage, self._run(run, instance, turn))
+        task.add_done_callback(functools.partial(self._ended, turn))
 
     async def _run(
         self,
@@ -295,6 +296,13 @@ class Activation:
         await run(instance, turn, context)
         context.ended = True
         self._code.survived(turn.method)
+        self._over(turn)
+
+    def _ended(self, turn: Turn, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before its first step: it can't tell that it is over
+            self._over(turn)
+
+    def _over(self, turn: Turn) -> None:
         self._under_way.over(turn)
         self._hibernate_always()
         self.last_used_s = self._services.clock.monotonic()

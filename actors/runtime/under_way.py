@@ -30,10 +30,12 @@ class UnderWay:
     def __bool__(self) -> bool:
         return bool(self._turns or self._alone)
 
-    def begin(self, turn: Turn, storage: Storage, running: Coroutine[Any, Any, None]) -> None:
-        self._turns[turn] = asyncio.get_running_loop().create_task(running), storage
+    def begin(self, turn: Turn, storage: Storage, running: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(running)
+        self._turns[turn] = task, storage
         if not turn.method.interleaved:
             self.exclusive = turn
+        return task
 
     def over(self, turn: Turn) -> None:
         self._turns.pop(turn, None)

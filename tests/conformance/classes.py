@@ -12,8 +12,14 @@ from actors.runtime import AlarmInfo, DurableObject, exactly_once, idempotent, i
 from actors.runtime.namespace import Stub
 from tests.objects import Ledger, Notebook, Refusal
 
-#: Of every host that runs them. Few slots start sooner, and nobody waits 30 s for a block to be over.
-SETTINGS: dict[str, Any] = {"slots": 8, "block_timeout_s": 0.5}
+#: Of every host that runs them. Few slots start sooner, nobody waits 30 s for a block to be over, and a mailbox is soon
+#: full.
+SETTINGS: dict[str, Any] = {
+    "slots": 8,
+    "block_timeout_s": 0.5,
+    "mailbox_calls_max": 640,
+    "mailbox_bytes_max": 8 * 1024 * 1024,
+}
 
 
 #: Each way of writing but `delete_all`, by name.

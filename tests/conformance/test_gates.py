@@ -14,8 +14,13 @@ from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
+<<<<<<< HEAD
 from tests.conformance.classes import STORAGE_WRITES, Desk, desk_with
 from tests.conformance.support import FAR_S, call_of, outcomes_of, ticks
+=======
+from tests.conformance.classes import Desk, desk_with
+from tests.conformance.support import WAIT_S, call_of, outcomes_of, ticks
+>>>>>>> w-proofs
 from tests.objects import Refusal
 
 LINES = "SELECT text FROM line ORDER BY number"
@@ -218,6 +223,15 @@ class TestOutputGate:
             await turn
         assert await desk.lines() == ["x before"]
         assert await desk.add("goes on") == 2
+
+    async def test_a_turn_that_a_failed_commit_ends_before_its_first_step_holds_up_nobody(
+        self, lab: Lab, desk: Stub[Desk], tmp_path: Path
+    ) -> None:
+        lab.fail_next_commit(desk)
+        ended = await outcomes_of(desk.wait_between("lost", tmp_path / "gate"), desk.add_in_steps("never"))
+        assert [type(outcome) for outcome in ended] == [ObjectReset, ObjectReset]
+        assert await asyncio.wait_for(desk.add("after"), WAIT_S) == 1
+        lab.evict(desk)
 
     @pytest.mark.parametrize("reached_disk", [False, True])
     async def test_after_a_failed_commit_the_object_is_what_the_disk_says(

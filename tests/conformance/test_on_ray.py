@@ -14,6 +14,7 @@ from tests.conformance.test_calls import Calls
 from tests.conformance.test_exactly_once import ExactlyOnce
 from tests.conformance.test_interleaving import Interleaving
 from tests.conformance.test_naming import Naming
+from tests.conformance.test_overload import Mailboxes
 from tests.conformance.test_storage import Deletion, KeyValues, Sql
 from tests.conformance.test_transactions import Transactions
 from tests.conformance.test_turns import Turns
@@ -72,4 +73,8 @@ class TestDeletionOnRay(Deletion):
 
 
 class TestNamingOnRay(Naming):
+    pass
+
+
+class TestMailboxesOnRay(Mailboxes):
     pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,60 @@ from actors.runtime.backend_local import LocalBackend
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
-from tests.conformance.classes import CLASSES, Desk, desk_with
-from tests.conformance.support import outcomes_of, ticks
+from tests.conformance.classes import CLASSES, SETTINGS, Desk, desk_with
+from tests.conformance.support import WAIT_S, outcomes_of, ticks, until
+
+
+class Mailboxes:
+    """How much may wait for one object."""
+
+    @pytest.fixture
+    async def gate(self, desk: Stub[Desk], tmp_path: Path) -> AsyncIterator[Path]:
+        """What ends a turn that the object is in."""
+        turn = asyncio.ensure_future(desk.add_around_gate("long", tmp_path / "gate"))
+
+        async def begun() -> bool:
+            return bool(await desk.peek())
+
+        await until(begun)
+        yield tmp_path / "gate"
+        assert await turn == "long"
+
+    async def test_so_many_calls_wait_and_the_next_are_refused_at_once(self, desk: Stub[Desk], gate: Path) -> None:
+        room = SETTINGS["mailbox_calls_max"]
+        waiting = [asyncio.ensure_future(desk.add(str(number))) for number in range(room + 5)]
+        await self.refused(desk, waiting[room:])
+        assert not any(call.done() for call in waiting[:room])
+        gate.touch()
+        assert await asyncio.gather(*waiting[:room]) == list(range(3, room + 3))
+        assert await desk.add("again") == room + 3
+
+    async def test_so_many_bytes_wait_and_the_next_are_refused_at_once(self, desk: Stub[Desk], gate: Path) -> None:
+        half = "x" * (SETTINGS["mailbox_bytes_max"] // 2)
+        first, second = [asyncio.ensure_future(desk.add(half)) for _ in range(2)]
+        await self.refused(desk, [second])
+        assert not first.done()
+        small = asyncio.ensure_future(desk.add("small"))
+        gate.touch()
+        assert await outcomes_of(first, small) == [3, 4]
+
+    @staticmethod
+    async def refused(desk: Stub[Desk], calls: Sequence[asyncio.Future[Any]]) -> None:
+        for outcome in await asyncio.wait_for(outcomes_of(*calls), WAIT_S):
+            assert isinstance(outcome, ObjectOverloaded)
+            assert (outcome.retryable, outcome.retry_after_s, outcome.object_key) == (True, 1.0, str(desk.id))
+
+
+class TestMailboxes(Mailboxes):
+    @pytest.fixture
+    async def lab(self) -> AsyncIterator[Lab]:
+        """Of objects that stay: to wake one for each of many calls takes a while."""
+        async with Lab(CLASSES, settings=HostSettings(**SETTINGS)) as lab:
+            yield lab
 
 
 class TestMailbox:
-    """How much may wait for one object."""
+    """The same, and how long it waits, by a clock that only the test moves."""
 
     @pytest.fixture
     def gate(self, tmp_path: Path) -> Path:
@@ -28,7 +76,8 @@ class TestMailbox:
     @pytest.fixture
     async def busy(self, settings: dict[str, Any], gate: Path) -> AsyncIterator[tuple[Lab, Stub[Desk]]]:
         """An object in a long turn, and little room behind it."""
-        limits = HostSettings(**settings, mailbox_calls_max=3, mailbox_bytes_max=5_000, mailbox_age_max_s=30.0)
+        small = {"mailbox_calls_max": 3, "mailbox_bytes_max": 5_000, "mailbox_age_max_s": 30.0}
+        limits = HostSettings(**{**settings, **small})
         async with Lab(CLASSES, settings=limits) as lab:
             desk = lab.get(Desk, "acme", "d")
             turn = asyncio.ensure_future(desk.add_around_gate("long", gate))
@@ -130,7 +179,13 @@ class TestNeighbours:
             order.append(self.id.name)
             self.storage.delete_all()
 
-        desk_class = desk_with(Desk.alarm, add=add, erase=erase)
+        async def add_in_steps(self: Desk, *texts: str) -> None:
+            for text in texts:
+                order.append(self.id.name)
+                self.storage.sql("INSERT INTO line (text) VALUES (?)", text)
+                await asyncio.sleep(0)
+
+        desk_class = desk_with(Desk.alarm, add=add, erase=erase, add_in_steps=add_in_steps)
         limits = HostSettings(**settings, slice_ms=4 * STEP_S * 1000)
         backend = LocalBackend(data_dir, [desk_class], settings=limits, clock=Ticking(STEP_S))
         yield [backend.namespace(desk_class).get("acme", name) for name in ("hot", "neighbour")]
@@ -165,6 +220,21 @@ class TestNeighbours:
         await neighbour.add("x")
         await asyncio.gather(*queue)
         assert order.index("neighbour") < 40
+
+    @pytest.mark.parametrize("method", ["add", "add_in_steps"])
+    async def test_a_hot_object_whose_turns_are_async_delays_each_call_of_its_neighbours_by_a_few_steps(
+        self, two: list[Stub[Desk]], order: list[str], method: str
+    ) -> None:
+        hot, neighbour = two
+        queue = [asyncio.ensure_future(hot.add_in_steps("a", "b", "c")) for _ in range(200)]
+        while not order:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            before = len(order)
+            await getattr(neighbour, method)("x")
+            assert order.index("neighbour", before) - before <= 4
+        assert sum(not call.done() for call in queue) > 150
+        await asyncio.gather(*queue)
 
     async def test_a_turn_that_holds_the_loop_is_logged_with_its_object_and_method(
         self, settings: dict[str, Any], caplog: pytest.LogCaptureFixture

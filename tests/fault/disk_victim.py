@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from actors.runtime import sqlite
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.call import unpack
+from actors.runtime.connection import ObjectConnection
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from tests.conformance.classes import Desk
@@ -24,6 +27,8 @@ from tests.fault.child import Child, serve
 #: One slot, so that a start is short; no object hibernates by itself, so that each run makes the same calls.
 SETTINGS = HostSettings(slots=1, idle_after_s=86_400.0)
 OBJECT = ObjectId("Desk", "acme", "n")
+#: After how many pages in the log SQLite copies it into the database, if this is in the victim's environment.
+CHECKPOINT_PAGES = "VICTIM_CHECKPOINT_PAGES"
 #: A method of the desk with its arguments.
 Call: TypeAlias = Sequence[Any]
 
@@ -111,5 +116,18 @@ def _outcome(value: Any) -> dict[str, Any]:
     return {"value": value}
 
 
+def _checkpoint_after(pages: int) -> None:
+    connect = sqlite.connect
+
+    def connect_and_set(path: Path, size_bytes_max: int) -> ObjectConnection:
+        connection = connect(path, size_bytes_max)
+        connection.run_own(f"PRAGMA wal_autocheckpoint = {pages}")
+        return connection
+
+    setattr(sqlite, connect.__name__, connect_and_set)
+
+
 if __name__ == "__main__":
+    if CHECKPOINT_PAGES in os.environ:
+        _checkpoint_after(int(os.environ[CHECKPOINT_PAGES]))
     asyncio.run(serve(Program().obey))

@@ -17,7 +17,7 @@ import pytest
 
 from actors.runtime.alarms import entry_of, key_of
 from tests.conformance.classes import Desk
-from tests.fault.disk_victim import OBJECT, SETTINGS, Call, Outcome, Victim, desk_in
+from tests.fault.disk_victim import CHECKPOINT_PAGES, OBJECT, SETTINGS, Call, Outcome, Victim, desk_in
 from tests.fault.faulty_disk import ALL, SPACE, FaultyDisk, Kind, compile_library
 
 #: Several pages, some of which overflow.
@@ -52,6 +52,16 @@ LARGE_LIFE: list[list[Call]] = [
     [("fill", FILL_BYTES)],
     [("fill", FILL_BYTES)],
     [("append", "after")],
+    [],
+    [("append", "woken")],
+]
+#: The same with a log that is copied after a few pages: after each long line, and when it falls asleep.
+COPIED_SOON = {CHECKPOINT_PAGES: "6"}
+COPYING_LIFE: list[list[Call]] = [
+    [("append", "created")],
+    [("append", LONG)],
+    [("append", "between")],
+    [("append", LONG)],
     [],
     [("append", "woken")],
 ]
@@ -238,6 +248,21 @@ class TestEachCallFailsInTurn:
                 disk.fail(kinds, error, nth=nth, onward=True)
                 _, failed = await run.live(life, what=f"call {nth} of {calls} and on", goes_on=nth % 4 == 1)
                 assert failed > 0
+            await run.kill_and_compare()
+
+    @pytest.mark.parametrize("onward", [False, True], ids=["once", "onward"])
+    async def test_a_log_is_no_harm_wherever_its_copying_into_the_database_ends(
+        self, disk: FaultyDisk, tmp_path: Path, onward: bool
+    ) -> None:
+        async with Victim({**disk.environ, **COPIED_SOON}) as victim:
+            run = Run(victim, disk, tmp_path / "disk")
+            for kinds, error in ((Kind.WRITE, errno.ENOSPC), (Kind.WRITE | Kind.SYNC | Kind.TRUNCATE, errno.EIO)):
+                disk.count(kinds, suffix=".sqlite")
+                calls, _ = await run.live(COPYING_LIFE)
+                for nth in range(1, calls + 1):
+                    disk.fail(kinds, error, nth=nth, onward=onward, suffix=".sqlite")
+                    _, failed = await run.live(COPYING_LIFE, what=f"call {nth} of {calls}", goes_on=nth % 2 == 0)
+                    assert failed > 0
             await run.kill_and_compare()
 
     @pytest.mark.parametrize("onward", [False, True], ids=["once", "onward"])

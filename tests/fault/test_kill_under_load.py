@@ -1,8 +1,9 @@
 """2,000 clients talk to the service at once, and hosts are killed with `kill -9`: is anything lost, or done twice?
 
 What the clients see is all that counts here: over HTTP, with the repeats that a careful client makes. Each round begins
-with a request of every client, while all hosts are dead: so all of them are held by the service at once. `FAULT_ROUNDS`
-sets how many rounds there are, `PACED_LOAD_S` for how many seconds more is asked of a bucket than it gives.
+with a request of every client while no host goes on, so that the service holds all of them at once; then all hosts are
+killed. As they come back and answer, they are killed again, one after the other. `FAULT_ROUNDS` sets how many rounds
+there are, `PACED_LOAD_S` for how many seconds more is asked of a bucket than it gives.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import contextlib
 import csv
 import os
 import random
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import httpx
 import psutil
 import pytest
 
@@ -48,10 +49,13 @@ CAPACITY = 30
 #: A request is answered by then, and an append is acknowledged, however often it has to be repeated.
 ANSWERED_WITHIN_S = 60.0
 ACKNOWLEDGED_WITHIN_S = 90.0
-#: Longer than a host takes to come back, at times, and shorter at others.
-PAUSE_MAX_S = 2.0
-#: After all hosts were killed at once. With one always away, a round would not get done.
-KILLS_MAX = 3
+HELD_WITHIN_S = 20.0
+#: With one always away, a round would not get done.
+KILLS_MAX = 2
+#: From one kill to the next, at most: so the last one comes while many still wait, however fast the machine is.
+ANSWERS_MAX = 400
+#: Of the requests under way, as many at least are met by a kill.
+MET_MIN = 500
 
 
 @pytest.fixture(scope="module")
@@ -65,43 +69,72 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 class Killer:
-    """Kills all hosts at once, and then some more, one after the other, until it is told to end."""
+    """Kills hosts at random, one after the other, while others work."""
 
     def __init__(self, service: Service, chance: random.Random) -> None:
         self._service = service
         self._chance = chance
-        self._enough = asyncio.Event()
+        self._killed: set[psutil.Process] = set()
         #: When each was killed: just before, and just after.
         self.killed_s: list[tuple[float, float]] = []
 
-    async def kill_all(self) -> None:
-        for host in await self._hosts():
-            self._kill(host)
+    @contextlib.asynccontextmanager
+    async def at_rest_and_then_killed(self) -> AsyncIterator[None]:
+        """Within the block no host goes on; then all are killed, with what they were asked and have not looked at.
 
-    async def run(self) -> None:
-        for _ in range(KILLS_MAX):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._chance.uniform(0.0, PAUSE_MAX_S)):
-                    await self._enough.wait()
-                return
+        These are not among `killed_s`, since they can have taken no tokens.
+        """
+        hosts = await self._hosts()
+        assert hosts
+        try:
+            for host in hosts:
+                host.suspend()
+            yield
+        finally:
+            for host in hosts:
+                assert self._kill(host)
+
+    @contextlib.asynccontextmanager
+    async def at_work(self, pause: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Within the block hosts are killed, each after a pause."""
+        killing = asyncio.create_task(self._kill_some(pause))
+        try:
+            yield
+        finally:
+            killing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await killing
+
+    async def _kill_some(self, pause: Callable[[], Awaitable[None]]) -> None:
+        while len(self.killed_s) < KILLS_MAX:
+            await pause()
             hosts = await self._hosts()
-            if hosts:  # they may all be on their way back
-                self._kill(self._chance.choice(hosts))
+            before_s = time.monotonic()
+            if hosts and self._kill(self._chance.choice(hosts)):  # they may all be on their way back
+                self.killed_s.append((before_s, time.monotonic()))
 
     async def _hosts(self) -> list[psutil.Process]:
-        return await asyncio.to_thread(self._service.processes, "ray::ObjectHost")
+        hosts = await asyncio.to_thread(self._service.processes, "ray::ObjectHost")
+        return [host for host in hosts if host not in self._killed]  # one with much memory takes a moment to go
 
-    def _kill(self, host: psutil.Process) -> None:
-        before_s = time.monotonic()
-        with contextlib.suppress(psutil.NoSuchProcess):
+    def _kill(self, host: psutil.Process) -> bool:
+        """Whether there was one to kill."""
+        self._killed.add(host)
+        try:
             host.kill()
-            self.killed_s.append((before_s, time.monotonic()))
-
-    def end(self) -> None:
-        self._enough.set()
+        except psutil.NoSuchProcess:
+            return False
+        return True
 
     def kills_between(self, sent_s: float, heard_s: float) -> int:
         return sum(after_s >= sent_s and before_s <= heard_s for before_s, after_s in self.killed_s)
+
+    def met(self, spans_s: list[tuple[float, float]]) -> list[int]:
+        """How many requests each kill came upon: they had been sent before it, and were answered after it."""
+        return [
+            sum(sent_s < before_s and heard_s > after_s for sent_s, heard_s in spans_s)
+            for before_s, after_s in self.killed_s
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,12 +156,14 @@ class Crowd:
         self._under_way = 0
         #: The most requests that were under way at once.
         self.peak = 0
+        #: When each was sent and answered.
+        self.spans_s: list[tuple[float, float]] = []
         #: Set when all clients are there, and may begin.
         self.begins = asyncio.Event()
 
     async def post(self, path: str, key: str, json: Any = None, **headers: str) -> Answer:
-        await self.begins.wait()
         headers = {"Authorization": f"Bearer {key}"} | {name.replace("_", "-"): text for name, text in headers.items()}
+        sent_s = time.monotonic()
         self._under_way += 1
         self.peak = max(self.peak, self._under_way)
         try:
@@ -144,6 +179,7 @@ class Crowd:
                 )
         finally:
             self._under_way -= 1
+            self.spans_s.append((sent_s, time.monotonic()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -167,6 +203,7 @@ class Session:
 
     async def append_some(self, crowd: Crowd, client_number: int) -> None:
         """One of its clients, which waits for each acknowledgement before it goes on."""
+        await crowd.begins.wait()
         last = 0
         for message_number in range(APPENDS_EACH):
             content = f"client {client_number} message {message_number}"
@@ -220,6 +257,7 @@ class Bucket:
     perhaps: int = 0
 
     async def check_some(self, crowd: Crowd, killer: Killer) -> None:
+        await crowd.begins.wait()
         for _ in range(self.checks_each):
             sent_s = time.monotonic()
             answer = await crowd.post("/ratelimit/check", "sk-small", x_client=self.name)
@@ -238,31 +276,50 @@ class Bucket:
         assert self.allowed <= taken <= min(CAPACITY, self.allowed + self.perhaps)
 
 
-def held_at_once(service: Service) -> int:
-    """The most requests that HAProxy has had at Serve at once since it started."""
+def told_by_haproxy(service: Service, command: str) -> str:
     record = RunRecord.read(service.data_dir / "run")
     assert record is not None
-    transport = httpx.HTTPTransport(uds=str(record.runtime_dir / "stats.sock"))
-    with httpx.Client(transport=transport, timeout=10.0) as client:
-        lines = client.get("http://localhost/stats;csv").text.removeprefix("# ").splitlines()
-    return max(int(line["smax"]) for line in csv.DictReader(lines) if line["svname"] == "BACKEND")
+    (path,) = record.runtime_dir.glob("*/s")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10.0)
+        connection.connect(str(path))
+        connection.sendall(f"{command}\n".encode())
+        with connection.makefile() as answer:
+            return answer.read()
 
 
-async def all_at_once(service: Service, sessions: list[Session], buckets: list[Bucket], killer: Killer) -> int:
-    """Returns how many requests were under way at once."""
+def held(service: Service) -> int:
+    """How many requests HAProxy has at Serve now."""
+    lines = told_by_haproxy(service, "show stat").removeprefix("# ").splitlines()
+    return max(int(line["scur"]) for line in csv.DictReader(lines) if line["svname"] == "BACKEND")
+
+
+async def all_at_once(
+    service: Service, sessions: list[Session], buckets: list[Bucket], killer: Killer, chance: random.Random
+) -> Crowd:
+    """Has each client make its requests, while hosts are killed."""
     unlimited = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=unlimited, timeout=aiohttp.ClientTimeout(None)) as http:
         crowd = Crowd(service.url, http)
         clients = [session.append_some(crowd, number) for session in sessions for number in range(session.clients)]
         clients += [bucket.check_some(crowd, killer) for bucket in buckets for _ in range(bucket.clients)]
         assert len(clients) == CLIENTS
-        async with asyncio.TaskGroup() as tasks:
+
+        async def some_answers() -> None:
+            await crowd.begins.wait()
+            enough = len(crowd.spans_s) + chance.randint(1, ANSWERS_MAX)
+            while len(crowd.spans_s) < enough:
+                await asyncio.sleep(0.01)
+
+        async with killer.at_work(some_answers), asyncio.TaskGroup() as tasks:
             for client in clients:
                 tasks.create_task(client)
             await asyncio.sleep(0)  # until each waits to begin
-            await killer.kill_all()
-            crowd.begins.set()
-        return crowd.peak
+            async with killer.at_rest_and_then_killed(), asyncio.timeout(HELD_WITHIN_S):
+                crowd.begins.set()
+                while await asyncio.to_thread(held, service) < CLIENTS * 0.95:
+                    await asyncio.sleep(0.05)
+        return crowd
 
 
 @pytest.mark.timeout(START_TIMEOUT_S + ROUND_TIMEOUT_S)
@@ -276,16 +333,11 @@ async def test_what_clients_were_told_holds_when_hosts_are_killed_under_2000_req
             sessions += [Session(key=key, path=new_session(client), clients=clients) for _ in range(count)]
     buckets = [Bucket(name=unique("own"), clients=1, checks_each=OWN_CHECKS_EACH) for _ in range(OWN_BUCKETS)]
     buckets += [Bucket(name=unique("shared"), clients=CLIENTS_PER_BUCKET, checks_each=1) for _ in range(SHARED_BUCKETS)]
-    killer = Killer(service, random.Random(number))  # whom and when; the machine decides where exactly it hurts
-    killing = asyncio.ensure_future(killer.run())
-    try:
-        peak = await all_at_once(service, sessions, buckets, killer)
-    finally:
-        killer.end()
-        await killing
-    assert killer.killed_s
-    assert peak == CLIENTS
-    assert await asyncio.to_thread(held_at_once, service) >= CLIENTS * 0.95
+    chance = random.Random(number)  # whom and when; the machine decides where exactly it hurts
+    killer = Killer(service, chance)
+    crowd = await all_at_once(service, sessions, buckets, killer, chance)
+    assert crowd.peak == CLIENTS
+    assert max(killer.met(crowd.spans_s), default=0) >= MET_MIN
     await asyncio.gather(*[asyncio.to_thread(session.compare, service) for session in sessions])
     async with service.async_client("sk-small") as small:
 
@@ -299,14 +351,16 @@ async def test_what_clients_were_told_holds_when_hosts_are_killed_under_2000_req
 #: What the tenant `paced` has, and how long more is asked of it than it gives.
 PACED_CAPACITY = 40
 PACED_REFILL_PER_SECOND = 20
+#: Longer than a host takes to come back, at times, and shorter at others.
+PACED_PAUSE_MAX_S = 2.0
 PACED_S = float(os.environ.get("PACED_LOAD_S", "8"))
 
 
 @pytest.mark.timeout(START_TIMEOUT_S + ROUND_TIMEOUT_S)
 async def test_no_more_is_admitted_than_a_bucket_gives_while_its_host_is_killed(service: Service) -> None:
-    killer = Killer(service, random.Random(0))
-    killing = asyncio.ensure_future(killer.run())
-    try:
+    chance = random.Random(0)
+    killer = Killer(service, chance)
+    async with killer.at_work(lambda: asyncio.sleep(chance.uniform(0.0, PACED_PAUSE_MAX_S))):
         admitted = await load(
             service,
             "sk-paced",
@@ -317,9 +371,6 @@ async def test_no_more_is_admitted_than_a_bucket_gives_while_its_host_is_killed(
             clients=50,
             for_s=PACED_S,
         )
-    finally:
-        killer.end()
-        await killing
     assert killer.killed_s
     assert admitted.statuses.keys() <= {200, 429, 503}
     # A host that was killed before it could tell may have taken tokens for what it was asked.

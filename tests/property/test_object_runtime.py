@@ -1,13 +1,14 @@
 """Whatever callers, alarms, crashes and failing disks do: does an object hold what was acknowledged, and nothing else?
 
-A state machine drives objects and a plain model of them side by side, and compares state, alarms and numbers of runs
-after each step.
+A state machine drives objects and a plain model of them side by side. After each step it sends some requests again,
+which must change nothing, and compares state, alarms and numbers of runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from actors.runtime import AlarmInfo, CallCycle, ObjectReset, idempotent, interleaved, read
+from actors.runtime import AlarmInfo, CallCycle, ObjectReset, RequestReused, idempotent, interleaved, read
 from actors.runtime.alarm import RETRIES_MAX
 from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
@@ -53,6 +54,8 @@ PLANS = st.sampled_from(
 )
 #: Seconds from now: overdue, at once, before another, after it.
 WHENS = st.sampled_from([-50.0, 0.0, 1.0, 20.0, 45.0, 300.0])
+#: Requests that are sent again after each step: the newest ones, and one of all that are recorded.
+NEWEST_SENT_AGAIN = 2
 SPOILS = st.tuples(st.sampled_from(["fail", "crash"]), st.booleans())
 
 
@@ -72,9 +75,6 @@ class Ringer(Notebook):
     def delete_alarm(self) -> None:
         self.storage.delete_alarm()
 
-    def alarm_at(self) -> float | None:
-        return self.storage.get_alarm()
-
     # -- values by key, nested transactions, calls to others, turns that interleave
 
     @idempotent
@@ -83,6 +83,10 @@ class Ringer(Notebook):
 
     def delete_value(self, key: str) -> None:
         self.storage.kv.delete(f"{VALUES}{key}")
+
+    @read
+    def everything(self) -> tuple[Any, ...]:
+        return self.lines(), self.notes(), self.values(), self.storage.get_alarm()
 
     @read
     def values(self, prefix: str = "", limit: int = 100, reverse: bool = False) -> dict[str, Any]:
@@ -116,6 +120,26 @@ class Ringer(Notebook):
         while len(self.lines()) == lines:
             await asyncio.sleep(0)
         self.add(f"{text} {between}")
+
+    @interleaved
+    @read
+    def peek(self) -> list[str]:
+        return self.lines()
+
+    async def add_alone(self, text: str, fails_after: int | None) -> int:
+        """A step, and two more without company."""
+
+        async def alone() -> int:
+            number = 0
+            for step in range(2):
+                number = self.add(f"{text} {step}")
+                if step == fails_after:
+                    raise Refusal("the block fails", step)
+                await asyncio.sleep(0)
+            return number
+
+        self.add(text)
+        return await self.block_concurrency_while(alone)
 
     @interleaved
     async def add_between(self, text: str) -> int:
@@ -161,6 +185,15 @@ class Model:
         if request_id not in self.requests:
             self.requests[request_id] = (text, self.add(text))
         return self.requests[request_id][1]
+
+    def nest(self, text: str, inner: str, undo: str) -> None:
+        if undo == "outer":
+            return
+        self.add(text)
+        self.values[text] = "outer"
+        if undo != "inner":
+            self.add(inner)
+            self.values.pop(inner, None)
 
     def erase(self) -> None:
         fresh = Model()
@@ -216,6 +249,9 @@ class DurableObjects(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.models: dict[str, Model] = {}
+        #: Name and request id of the newest requests.
+        self.newest: deque[tuple[str, str]] = deque(maxlen=NEWEST_SENT_AGAIN)
+        self.steps = 0
 
     @initialize(always_evict=st.booleans())
     def start(self, always_evict: bool) -> None:
@@ -263,8 +299,21 @@ class DurableObjects(RuleBasedStateMachine):
         assert self.run(self.append(name, text, request_id)) == model.append(text, request_id)
 
     async def append(self, name: str, text: str, request_id: str) -> Any:
+        self.newest.append((name, request_id))
+        return await self.send(name, "append", text, request_id=request_id)
+
+    async def send(self, name: str, method: str, *args: Any, request_id: str = "") -> Any:
+        """Once: a stub would repeat what is safe to repeat."""
         stub = self.stub(name)
-        return unpack(await self.lab._running.send(stub.id, call_of(stub, "append", text, request_id=request_id)))
+        return unpack(await self.lab._running.send(stub.id, call_of(stub, method, *args, request_id=request_id)))
+
+    @rule(name=NAMES, text=TEXTS, request_id=REQUEST_IDS, method=st.sampled_from(["append", "append_all"]))
+    def use_a_request_id_for_something_else(self, name: str, text: str, request_id: str, method: str) -> None:
+        self.append_once(name, text, request_id)
+        first, _ = self.model(name).requests[request_id]
+        other: tuple[Any, ...] = (f"not {first}",) if method == "append" else ([first], {})
+        with pytest.raises(RequestReused):
+            self.run(self.send(name, method, *other, request_id=request_id))
 
     @rule(calls=st.lists(st.tuples(NAMES, TEXTS, st.sampled_from(["add", "fail", "erase", "read"])), max_size=8))
     def many_at_once(self, calls: list[tuple[str, str, str]]) -> None:
@@ -321,13 +370,7 @@ class DurableObjects(RuleBasedStateMachine):
     @rule(name=NAMES, text=TEXTS, inner=TEXTS, undo=st.sampled_from(["", "inner", "outer"]))
     def nest(self, name: str, text: str, inner: str, undo: str) -> None:
         self.run(self.stub(name).nest(text, inner, undo))
-        if undo != "outer":
-            model = self.model(name)
-            model.add(text)
-            model.values[text] = "outer"
-            if undo != "inner":
-                model.add(inner)
-                model.values.pop(inner, None)
+        self.model(name).nest(text, inner, undo)
 
     @rule(name=NAMES, other=NAMES, text=TEXTS)
     def call_another(self, name: str, other: str, text: str) -> None:
@@ -362,6 +405,57 @@ class DurableObjects(RuleBasedStateMachine):
         model.add(text)
         assert self.run(together()) == [None, model.add(between)]
         model.add(f"{text} {between}")
+
+    @rule(name=NAMES, text=TEXTS, between=TEXTS, spoil=SPOILS, under_way=st.booleans())
+    def lose_a_commit_of_turns_that_interleave(
+        self, name: str, text: str, between: str, spoil: tuple[str, bool], under_way: bool
+    ) -> None:
+        how, reached_disk = spoil
+        stub, model = self.stub(name), self.model(name)
+
+        async def together() -> list[Any]:
+            if not under_way:
+                self.spoil(name, how, reached_disk)
+            around = asyncio.ensure_future(stub.add_around(text, between))
+            if under_way:  # then it is the commit of whichever goes on first, or that of both
+                lines = len(model.lines)
+                while len(await stub.peek()) == lines:
+                    pass
+                self.spoil(name, how, reached_disk)
+            return await outcomes_of(around, stub.add_between(between))
+
+        around, added = self.run(together())
+        assert isinstance(around, ObjectReset)
+        if under_way or reached_disk:
+            model.add(text)
+        if isinstance(added, ObjectReset):
+            lines = self.run(stub.lines())
+            if under_way and reached_disk and lines == [*model.lines, between]:
+                model.add(between)
+        else:
+            assert added == model.add(between)
+
+    @rule(name=NAMES, text=TEXTS, between=TEXTS, fails_after=st.sampled_from([None, None, 0, 1]))
+    def have_it_alone(self, name: str, text: str, between: str, fails_after: int | None) -> None:
+        stub, model = self.stub(name), self.model(name)
+
+        async def together() -> list[Any]:
+            before = await stub.incarnation()
+            outcomes = await outcomes_of(stub.add_alone(text, fails_after), stub.add_between(between))
+            return [*outcomes, before == await stub.incarnation()]
+
+        alone, added, same = self.run(together())
+        model.add(text)
+        if fails_after is None:
+            assert alone == [model.add(f"{text} {step}") for step in range(2)][-1]
+            assert added == model.add(between)
+            return
+        assert isinstance(alone, ObjectReset)
+        assert not same
+        for step in range(fails_after):
+            model.add(f"{text} {step}")
+        if not isinstance(added, ObjectReset):  # else it had begun, and was waiting for its first step
+            assert added == model.add(between)
 
     # -- alarms
 
@@ -446,12 +540,27 @@ class DurableObjects(RuleBasedStateMachine):
         text=TEXTS,
         when=WHENS,
         spoil=SPOILS,
-        what=st.sampled_from(["add", "set alarm", "delete alarm", "erase", "plan", "steps"]),
+        what=st.sampled_from(
+            [
+                "add",
+                "set alarm",
+                "delete alarm",
+                "erase",
+                "plan",
+                "steps",
+                "put value",
+                "delete value",
+                "nest",
+                "nest and undo",
+                "alone",
+            ]
+        ),
     )
     def lose_a_commit(self, name: str, text: str, when: float, spoil: tuple[str, bool], what: str) -> None:
         how, reached_disk = spoil
         stub, model = self.stub(name), self.model(name)
         at = self.now + when
+        key = min(model.values, default=text)
 
         def drop_alarm() -> None:
             model.alarm = None
@@ -466,6 +575,11 @@ class DurableObjects(RuleBasedStateMachine):
             "erase": (lambda: stub.erase(), model.erase),
             "plan": (lambda: stub.plan("again"), plan_again),
             "steps": (lambda: stub.add_in_steps(text, "never"), lambda: model.add(text)),
+            "put value": (lambda: self.send(name, "put_value", key, text), lambda: model.values.update({key: text})),
+            "delete value": (lambda: stub.delete_value(key), lambda: model.values.pop(key, None)),
+            "nest": (lambda: stub.nest(text, key, ""), lambda: model.nest(text, key, "")),
+            "nest and undo": (lambda: stub.nest(text, key, "inner"), lambda: model.nest(text, key, "inner")),
+            "alone": (lambda: stub.add_alone(text, None), lambda: model.add(text)),
         }
         call, effect = calls[what]
 
@@ -503,6 +617,13 @@ class DurableObjects(RuleBasedStateMachine):
         self.spoil(name, "fail", reached_disk)
         assert self.run(self.stub(name).append(text)) == self.model(name).add(text)
 
+    @rule(name=NAMES, key=TEXTS, value=TEXTS, spoil=SPOILS)
+    def a_stub_repeats_a_put_whose_commit_was_lost(
+        self, name: str, key: str, value: str, spoil: tuple[str, bool]
+    ) -> None:
+        self.spoil(name, *spoil)
+        self.put_value(name, key, value)
+
     @rule(name=NAMES)
     def hibernate(self, name: str) -> None:
         self.lab.evict(self.stub(name))
@@ -522,18 +643,25 @@ class DurableObjects(RuleBasedStateMachine):
             assert self.lab._running.host.resident_objects <= SETTINGS.resident_objects_max
 
     @invariant()
+    def what_is_sent_again_is_answered_as_before_and_nothing_else_happens(self) -> None:
+        recorded = [(name, request_id) for name, model in self.models.items() for request_id in model.requests]
+        self.steps += 1
+        again = {pair for pair in self.newest if pair in recorded}
+        if recorded:
+            again.add(recorded[self.steps % len(recorded)])
+
+        async def send_again() -> None:
+            for name, request_id in sorted(again):
+                text, number = self.models[name].requests[request_id]
+                assert await self.send(name, "append", text, request_id=request_id) == number
+
+        if again:
+            self.run(send_again())
+        self.state_and_alarms_agree()
+
     def state_and_alarms_agree(self) -> None:
         async def look() -> dict[str, tuple[Any, ...]]:
-            found = {}
-            for name in self.models:
-                stub = self.stub(name)
-                found[name] = (
-                    await stub.lines(),
-                    await stub.notes(),
-                    await stub.values(),
-                    await stub.alarm_at(),
-                )
-            return found
+            return {name: await self.stub(name).everything() for name in self.models}
 
         if hasattr(self, "lab"):
             expected = {
@@ -549,4 +677,4 @@ class DurableObjects(RuleBasedStateMachine):
 
 
 TestDurableObjects = DurableObjects.TestCase
-TestDurableObjects.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=50)
+TestDurableObjects.settings = settings(max_examples=settings().max_examples // 2)

@@ -365,4 +365,6 @@ class Promises(RuleBasedStateMachine):
 
 
 TestPromises = Promises.TestCase
-TestPromises.settings = settings(max_examples=settings().max_examples // 4, stateful_step_count=40)
+TestPromises.settings = settings(
+    max_examples=settings().max_examples // 4, stateful_step_count=settings().stateful_step_count * 4 // 5
+)

@@ -540,4 +540,6 @@ class Turns(RuleBasedStateMachine):
 
 
 TestTurns = Turns.TestCase
-TestTurns.settings = settings(max_examples=settings().max_examples // 4, stateful_step_count=40)
+TestTurns.settings = settings(
+    max_examples=settings().max_examples // 4, stateful_step_count=settings().stateful_step_count * 4 // 5
+)

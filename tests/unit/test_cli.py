@@ -8,25 +8,28 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors import LocalBackend
+from actors import DurableObject, LocalBackend, ObjectQuarantined
 from actors.cli.commands import main
 from actors.cli.output import CELL_CHARS_MAX
+from actors.runtime import operations
 from actors.runtime.host import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.runtime.quarantine import CRASHES_MAX
 from tests.conftest import REPOSITORY
-from tests.objects import Ledger, Notebook
+from tests.objects import AlarmClock, Ledger, Notebook
 
 #: What `--app` names.
-CLASSES = (Notebook, Ledger)
+CLASSES = (Notebook, Ledger, AlarmClock)
 NO_CLASSES = ("Notebook",)
 APP = f"{__name__}:CLASSES"
 SLOTS = 4
+DAY_S = 86_400.0
 ODD = "a b\x1b[31m/\ud800[bold]"
 
 
@@ -74,6 +77,34 @@ class Terminal:
 
     def path(self, object_id: ObjectId) -> Path:
         return object_id.path(self.data_dir / "objects", SLOTS)
+
+    def write_with_old_code(self, *names: str) -> None:
+        """Notebooks from before the class had a schema."""
+
+        def note(self: DurableObject) -> None:
+            self.storage.kv.put("k", "v")
+
+        old = type("Notebook", (DurableObject,), {"note": note})
+
+        async def note_in_each() -> None:
+            for name in names:
+                await backend.namespace(old).get("acme", name).note()
+
+        backend = LocalBackend(self.data_dir, [old], settings=HostSettings(slots=SLOTS))
+        with contextlib.closing(backend):
+            asyncio.run(note_in_each())
+
+    def set_alarm(self, name: str, bell: Path) -> None:
+        backend = LocalBackend(self.data_dir, CLASSES, settings=HostSettings(slots=SLOTS))
+        with contextlib.closing(backend):
+            asyncio.run(backend.namespace(AlarmClock).get("acme", name).ring_at(time.time() + DAY_S, bell))
+
+
+class Screen(io.StringIO):
+    """Where a person looks on."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def notebook(name: str, tenant: str = "acme") -> ObjectId:
@@ -202,6 +233,15 @@ def test_objects_in_quarantine_are_listed_and_released(terminal: Terminal) -> No
     assert terminal.json("quarantine") == []
 
 
+def test_an_object_answers_again_when_it_was_released(terminal: Terminal) -> None:
+    terminal.quarantine(notebook("two"))
+    with pytest.raises(ObjectQuarantined):
+        terminal.write(notebook("two"))
+    terminal.json("release", "Notebook/acme:two")
+    terminal.write(notebook("two"))
+    assert terminal.json("query", "Notebook/acme:two", "SELECT text FROM line")[1:] == [["a line"]] * 2
+
+
 def test_who_looks_with_other_code_leaves_the_quarantine_as_it_is(terminal: Terminal) -> None:
     terminal.quarantine(notebook("two"))
     record = terminal.path(notebook("two")).with_suffix(".trouble")
@@ -219,6 +259,42 @@ def test_an_object_is_evicted_and_has_no_alarm(terminal: Terminal) -> None:
     assert terminal.json("evict", "Notebook/acme:one") == [{"object": "Notebook/acme:one", "done": "evicted"}]
     assert terminal.type("evict", "Notebook/acme:one", "--force")[:2] == (0, "Notebook/acme:one: evicted\n")
     assert "has no alarm" in terminal.fails("alarm", "Notebook/acme:one")
+
+
+def test_an_alarm_is_fired_before_its_time_and_is_over_then(terminal: Terminal, tmp_path: Path) -> None:
+    bells = [tmp_path / "one", tmp_path / "two"]
+    for bell in bells:
+        terminal.set_alarm(bell.name, bell)
+    assert terminal.json("alarm", "AlarmClock/acme:one") == [{"object": "AlarmClock/acme:one", "done": "alarm fired"}]
+    assert [bell.exists() for bell in bells] == [True, False]
+    assert terminal.json("describe", "AlarmClock/acme:one")[0]["alarm_at"] is None
+    assert "has no alarm" in terminal.fails("alarm", "AlarmClock/acme:one")
+    assert terminal.type("alarm", "AlarmClock/acme:two")[:2] == (0, "AlarmClock/acme:two: alarm fired\n")
+    assert bells[1].exists()
+
+
+def test_a_sweep_tells_of_each_page_what_it_has_seen_and_migrated(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_MIGRATED_AT_ONCE", 2)
+    terminal.write_with_old_code("a", "b", "c", "z")
+    told = terminal.json("migrate", "Notebook")
+    steps = [(step["seen"], step["migrated"]) for step in told]
+    assert steps == [(0, 0), (2, 2), (4, 3), (6, 4), (7, 4)]
+    assert {step["total"] for step in told} == {7}
+    assert terminal.json("describe", "Notebook/acme:a")[0]["schema_version"] == "create_tables"
+    assert terminal.json("migrate", "Notebook")[-1]["migrated"] == 0
+
+
+def test_the_bar_of_a_sweep_goes_from_nothing_to_its_end(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    _, piped, _ = terminal.type("migrate", "Notebook")
+    bar, _ = piped.splitlines()
+    assert (bar.split()[0], bar.split()[-1]) == ("migrating", "3/3")
+    screen = Screen()
+    assert main(["migrate", "Notebook", "--data-dir", str(terminal.data_dir), "--app", APP], screen, io.StringIO()) == 0
+    shown = screen.getvalue()
+    assert 0 < shown.index("migrating") < shown.index("0/3") < shown.index("3/3") < shown.index("3 objects, 0 migrated")
 
 
 def test_a_sweep_of_migrations_tells_how_far_it_is(terminal: Terminal) -> None:

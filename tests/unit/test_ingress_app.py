@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -17,6 +18,8 @@ from ray.exceptions import RayActorError
 
 from actors import ObjectReset
 from actors.runtime.clock import ManualClock
+from actors.runtime.object_id import ObjectId
+from actors.runtime.quarantine import CRASHES_MAX
 from configs.limits import TenantLimits
 from configs.service import HttpConfig, RequestLimits, ServiceConfig
 from configs.tenant import KeyConfig
@@ -24,12 +27,13 @@ from deployments.chat_request import ChatRequest, Finished, ModelEvent
 from deployments.documents import Found, Ingested, NewDocument
 from deployments.ingress import app as ingress
 from deployments.ingress.addresses import ClientAddresses
-from deployments.ingress.problem import MEDIA_TYPE
+from deployments.ingress.problem import MEDIA_TYPE, OBJECT_QUARANTINED
 from deployments.ingress.services import Services
 from deployments.question import Asked, Question
+from tests.conformance.classes import Desk
 from tests.openapi import resolved
 from tests.rate_limit_fields import fields
-from tests.unit.handles import SCOPES, EchoModel, FailingObjects, Handle, services_over, tenant
+from tests.unit.handles import CLASSES, SCOPES, EchoModel, FailingObjects, Handle, services_over, tenant
 
 CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100, query_chars_max=50))
 JSON = {"content-type": "application/json"}
@@ -675,6 +679,53 @@ async def test_what_is_done_to_an_object_is_logged_with_the_key_that_did_it(
         "action=query object=KeyValue/acme:store by_tenant=acme by_key=all",
         "action=delete object=KeyValue/acme:a%0Ab by_tenant=acme by_key=all",
     ]
+
+
+async def test_a_quarantined_object_is_listed_as_such_and_answers_again_when_it_was_released(
+    client: httpx.AsyncClient, objects: FailingObjects
+) -> None:
+    await client.put("/kv/a", json={"value": 1})
+    params = {"name": "store"}
+    assert (await client.post("/admin/objects/KeyValue/evict", params=params)).status_code == 204
+    assert await _quarantined(client) == []
+    for _ in range(CRASHES_MAX):
+        objects.host.quarantine.crashed(ObjectId("KeyValue", "acme", "store"), "put")
+    assert _problem(await client.get("/kv/a"), 503)["type"] == OBJECT_QUARANTINED
+    assert await _quarantined(client) == [("KeyValue", "acme", "store")]
+    described = (await client.get("/admin/objects/KeyValue", params=params)).json()
+    assert described["quarantined"]
+    assert "its put ended the host's process" in described["problem"]
+    release = "/admin/objects/KeyValue/release"
+    assert (await client.post(release, params=params)).json() == {"released": True}
+    assert await _quarantined(client) == []
+    assert (await client.get("/kv/a")).json()["value"] == 1
+    assert (await client.post(release, params=params)).json() == {"released": False}
+
+
+async def _quarantined(client: httpx.AsyncClient) -> list[tuple[str, str, str]]:
+    """Class, tenant and name. In the whole list they are among the others."""
+    found = [
+        (await client.get("/admin/objects", params={"quarantined": quarantined})).json()["objects"]
+        for quarantined in ("true", "false")
+    ]
+    assert [one for one in found[1] if one["quarantined"]] == found[0]
+    return [(one["class"], one["tenant"], one["name"]) for one in found[0]]
+
+
+async def test_an_alarm_that_is_fired_before_its_time_runs_its_handler_and_is_over(
+    client: httpx.AsyncClient, built: FastAPI, behind: Handle, clock: ManualClock, tmp_path: Path
+) -> None:
+    with contextlib.closing(FailingObjects(tmp_path / "desks", clock, classes=(*CLASSES, Desk))) as objects:
+        built.state.services = services_with(objects, behind, clock)
+        desk = objects.namespace(Desk).get("acme", "d")
+        at = await desk.set_alarm_in(3_600)
+        params = {"name": "d"}
+        assert (await client.get("/admin/objects/Desk", params=params)).json()["alarm_at"] == at
+        assert (await client.post("/admin/objects/Desk/alarm", params=params)).json() == {"fired": True}
+        assert [run["scheduled_at"] for run in await desk.runs()] == [at]
+        assert (await client.get("/admin/objects/Desk", params=params)).json()["alarm_at"] is None
+        assert (await client.post("/admin/objects/Desk/alarm", params=params)).json() == {"fired": False}
+        assert len(await desk.runs()) == 1
 
 
 async def test_the_objects_of_another_tenant_are_an_operators_to_see_alone(
