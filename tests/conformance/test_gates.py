@@ -14,13 +14,8 @@ from actors.runtime.call import unpack
 from actors.runtime.host import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
-<<<<<<< HEAD
 from tests.conformance.classes import STORAGE_WRITES, Desk, desk_with
-from tests.conformance.support import FAR_S, call_of, outcomes_of, ticks
-=======
-from tests.conformance.classes import Desk, desk_with
-from tests.conformance.support import WAIT_S, call_of, outcomes_of, ticks
->>>>>>> w-proofs
+from tests.conformance.support import FAR_S, WAIT_S, call_of, outcomes_of, ticks
 from tests.objects import Refusal
 
 LINES = "SELECT text FROM line ORDER BY number"
