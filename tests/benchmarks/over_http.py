@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.benchmarks import bare_serve, workerd, wrk
+from tests.benchmarks import bare_serve, cores, workerd, wrk
 from tests.benchmarks.report import Row, Skipped, at_least_ratio, at_most_ratio, figure
 from tests.benchmarks.wrk import Load, Work
 from tests.integration.conftest import Service
@@ -26,6 +26,8 @@ SESSIONS = 500
 MESSAGES = 50
 SPREAD_CLIENTS = 1000
 TOUCHED_BY_PEER = 1000
+#: Until each client's bucket and each session was met.
+FIRST_S = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +73,7 @@ def measure(service: Service, key: str, effort: Effort, peers_dir: Path) -> Iter
         here, there = _in_turns(ours, bare, key, Work(job="check", clients=SPREAD_CLIENTS), effort)
         yield at_least_ratio(name, _rates(here), bare.name, _rates(there), ratio=0.8, unit="/s")
         yield _tail("checks", here)
+        yield from cores.checks(service, key, Work(job="check", clients=SPREAD_CLIENTS), effort.run_s, effort.pairs)
 
 
 def _beside(ours: Peer, theirs: Peer, key: str, effort: Effort) -> Iterator[Row]:
@@ -102,7 +105,7 @@ def _beside(ours: Peer, theirs: Peer, key: str, effort: Effort) -> Iterator[Row]
 def _in_turns(ours: Peer, theirs: Peer, key: str, work: Work, effort: Effort) -> tuple[list[Load], list[Load]]:
     loads: tuple[list[Load], list[Load]] = ([], [])
     for peer in (ours, theirs):  # what is done for the first time is not what is measured
-        wrk.run(peer.url, key, work, 1)
+        wrk.run(peer.url, key, work, FIRST_S)
     for number in range(2 * effort.pairs):
         which = 0 if number % 4 in (0, 3) else 1
         loads[which].append(wrk.run((ours, theirs)[which].url, key, work, effort.run_s))
