@@ -13,13 +13,13 @@ import yaml
 
 from tests.integration.calls import eventually, ok, problem, unique
 from tests.integration.conftest import Service
-from tests.paced_load import load
+from tests.paced_load import Load
 from tests.rate_limit_fields import fields
 
 #: What the tenant `paced` has.
 CAPACITY = 40
 REFILL_PER_SECOND = 20
-#: Five times what its bucket pays for, from so many connections; `make bench` asks for longer.
+#: Five times what its bucket pays for, from so many connections.
 CLIENTS = 50
 LOAD_S = float(os.environ.get("PACED_LOAD_S", "8"))
 RELOAD = "/admin/reload"
@@ -41,20 +41,10 @@ def remaining(client: httpx.Client) -> dict[str, float]:
 
 async def test_as_many_are_admitted_as_the_bucket_gives_and_never_more(service: Service) -> None:
     """Two ingress replicas share each bucket, and so do two clients' crowds the machine."""
-    loads = await asyncio.gather(
-        *[
-            load(
-                service,
-                "sk-paced",
-                unique("paced"),
-                capacity=CAPACITY,
-                refill_per_second=REFILL_PER_SECOND,
-                rate=5 * REFILL_PER_SECOND,
-                clients=CLIENTS,
-                for_s=LOAD_S,
-            )
-            for _ in range(2)
-        ]
+    loads = [Load(capacity=CAPACITY, refill_per_second=REFILL_PER_SECOND) for _ in range(2)]
+    rate = 5 * REFILL_PER_SECOND
+    await asyncio.gather(
+        *[one.run(service, "sk-paced", unique("paced"), rate=rate, clients=CLIENTS, for_s=LOAD_S) for one in loads]
     )
     for one in loads:
         assert one.statuses.keys() == {200, 429}
