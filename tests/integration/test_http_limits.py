@@ -21,7 +21,7 @@ CAPACITY = 40
 REFILL_PER_SECOND = 20
 #: Five times what its bucket pays for, from so many connections.
 CLIENTS = 50
-LOAD_S = float(os.environ.get("PACED_LOAD_S", "8"))
+LOAD_S = float(os.environ.get("PACED_LOAD_S", "20"))
 RELOAD = "/admin/reload"
 #: For leases to end and be given back.
 WITHIN_S = 30.0
@@ -41,6 +41,7 @@ def remaining(client: httpx.Client) -> dict[str, float]:
 
 async def test_as_many_are_admitted_as_the_bucket_gives_and_never_more(service: Service) -> None:
     """Two ingress replicas share each bucket, and so do two clients' crowds the machine."""
+    assert len(service.processes("ray::ServeReplica:default:Ingress")) == 2
     loads = [Load(capacity=CAPACITY, refill_per_second=REFILL_PER_SECOND) for _ in range(2)]
     rate = 5 * REFILL_PER_SECOND
     await asyncio.gather(
