@@ -56,14 +56,20 @@ class RouteQuota:
         )
 
     def left_field(self, decision: Decision) -> str:
-        """The value of `RateLimit`: `t` is when a policy that denied can pay, for any other when its bucket is full."""
+        """The value of `RateLimit`.
+
+        `t` is when the bucket is full. In a denial only those that denied have one, when they can pay: what is later
+        than `Retry-After` would tell clients to wait longer than they need to.
+        """
         items = []
         for number, label in zip(self.counting, self.labels, strict=True):
             tokens, wait_s = decision.remaining[number], decision.retry_after_s[number]
-            if not wait_s:
+            if decision.allowed:
                 _, rate, capacity, _ = self.rows[number]
                 missing = capacity - tokens
                 wait_s = missing / rate if rate else (math.inf if missing > 0 else 0.0)
+            elif not wait_s:
+                wait_s = math.inf
             seconds = f";t={math.ceil(wait_s)}" if wait_s <= INTEGER_MAX else ""
             items.append(f"{label}{int(tokens)}{seconds}")
         return ", ".join(items)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,13 +22,16 @@ MISSED_SHARE_MAX = 0.01
 
 @dataclass(kw_only=True, slots=True)
 class Load:
-    """What came of it. Times are of one clock: when each request was sent and when its answer was heard."""
+    """A crowd, and what came of it. Times are of one clock: when each request was sent and its answer was heard."""
 
     capacity: float
     refill_per_second: float
-    admitted: int = 0
-    statuses: dict[int, int] = field(default_factory=dict)
+    statuses: Counter[int] = field(default_factory=Counter)
     spans_s: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def admitted(self) -> int:
+        return self.statuses[200]
 
     @property
     def most(self) -> float:
@@ -42,48 +46,39 @@ class Load:
         whole = self.capacity + self.refill_per_second * (sent_s - heard_s)
         return whole - max(1.0, whole * MISSED_SHARE_MAX)
 
-    def under_way_at(self, moment_s: float) -> int:
-        """Requests that were sent and not yet answered. Each may have been paid for by a host that told nobody."""
-        return sum(sent_s <= moment_s <= heard_s for sent_s, heard_s in self.spans_s)
+    async def run(
+        self,
+        service: Service,
+        key: str,
+        client: str,
+        *,
+        rate: float,
+        clients: int,
+        for_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Sends `rate` checks a second, from so many clients in turns that each have a connection, with one bucket."""
+        headers = {"Authorization": f"Bearer {key}", "x-client": client}
+        url = f"{service.url}/ratelimit/check"
+        unlimited = aiohttp.TCPConnector(limit=0)
+        async with (
+            aiohttp.ClientSession(connector=unlimited, headers=headers, timeout=aiohttp.ClientTimeout(60)) as http,
+            asyncio.TaskGroup() as requests,
+        ):
 
+            async def request() -> None:
+                sent_s = now()
+                async with http.post(url) as answer:
+                    await answer.read()
+                    self.spans_s.append((sent_s, now()))
+                    self.statuses[answer.status] += 1
 
-async def load(
-    service: Service,
-    key: str,
-    client: str,
-    *,
-    capacity: float,
-    refill_per_second: float,
-    rate: float,
-    clients: int,
-    for_s: float,
-    now: Callable[[], float] = time.monotonic,
-) -> Load:
-    """Sends `rate` checks a second, from so many clients in turns that each have a connection, with one bucket."""
-    result = Load(capacity=capacity, refill_per_second=refill_per_second)
-    headers = {"Authorization": f"Bearer {key}", "x-client": client}
-    url = f"{service.url}/ratelimit/check"
-    unlimited = aiohttp.TCPConnector(limit=0)
-    async with (
-        aiohttp.ClientSession(connector=unlimited, headers=headers, timeout=aiohttp.ClientTimeout(60)) as http,
-        asyncio.TaskGroup() as requests,
-    ):
+            began_s = now()
 
-        async def request() -> None:
-            sent_s = now()
-            async with http.post(url) as answer:
-                await answer.read()
-                result.spans_s.append((sent_s, now()))
-                result.statuses[answer.status] = result.statuses.get(answer.status, 0) + 1
-                result.admitted += answer.status == 200
+            async def client_in_turn(number: int) -> None:
+                for turn in range(number, round(rate * for_s), clients):
+                    await asyncio.sleep(max(0.0, began_s + turn / rate - now()))
+                    requests.create_task(request())
 
-        began_s = now()
-
-        async def client_in_turn(number: int) -> None:
-            for turn in range(number, round(rate * for_s), clients):
-                await asyncio.sleep(max(0.0, began_s + turn / rate - now()))
-                requests.create_task(request())
-
-        for number in range(clients):
-            requests.create_task(client_in_turn(number))
-    return result
+            for number in range(clients):
+                requests.create_task(client_in_turn(number))

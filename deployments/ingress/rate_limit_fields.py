@@ -2,7 +2,8 @@
 
 By the fields `RateLimit-Policy` and `RateLimit`, on every response to a caller whose key is known: answers, streams and
 errors alike. They are added where a response leaves, from what was noted of its request. Only the policies are told
-where the buckets were not asked: the key lacks the scope, or their owner can't be reached.
+where the buckets were not asked: the key lacks the scope, their owner can't be reached, or the request was answered
+before anybody looked at its key.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.errors import Unauthorized
+from deployments.ingress.services import services_of
 from deployments.limiter import Verdict
 
 POLICY_FIELD = "RateLimit-Policy"
@@ -51,9 +54,20 @@ class RateLimitFields:
 
 
 def _fields(scope: Scope) -> Iterator[tuple[str, str]]:
-    verdict: Verdict | None = scope.get("state", {}).get(_STATE)
+    verdict: Verdict | None = scope.get("state", {}).get(_STATE) or _of_all(scope)
     if verdict is None or not verdict.quota.policy_field:
         return  # nobody is known, or nothing limits them
     yield POLICY_FIELD, verdict.quota.policy_field
     if verdict.decision is not None:
         yield LEFT_FIELD, verdict.quota.left_field(verdict.decision)
+
+
+def _of_all(scope: Scope) -> Verdict | None:
+    """For what was answered before its route was known, such as 404, 405 and 413: all that limits the key's tenant."""
+    request = Request(scope)
+    services = services_of(request)
+    try:
+        principal = services.keyring.authenticate(request.headers.get("authorization"))
+    except Unauthorized:
+        return None
+    return Verdict(allowed=True, quota=services.limiter.quotas_of(principal.tenant).everything, decision=None)

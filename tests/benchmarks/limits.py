@@ -1,7 +1,7 @@
 """Does a client that asks for five times what its bucket gives get all of that, and no more?
 
-An open loop over many connections, one ingress replica. `tests/integration` and `tests/fault` do the same, for a
-shorter time, with two replicas and with hosts that are killed.
+An open loop over many connections, one ingress replica. `tests/integration` and `tests/fault` do the same with two
+replicas and with hosts that are killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from tests.benchmarks.report import Row
 from tests.integration.conftest import Service
-from tests.paced_load import load
+from tests.paced_load import Load
 
 KEY: Final = "sk-paced"
 #: What the tenant `paced` has.
@@ -25,18 +25,8 @@ FOR_QUICK_S: Final = 8.0
 def accuracy(service: Service, *, quick: bool) -> list[Row]:
     """What was admitted, against what the bucket held and gained."""
     for_s = FOR_QUICK_S if quick else FOR_S
-    one = asyncio.run(
-        load(
-            service,
-            KEY,
-            "paced",
-            capacity=CAPACITY,
-            refill_per_second=REFILL_PER_SECOND,
-            rate=5 * REFILL_PER_SECOND,
-            clients=CLIENTS,
-            for_s=for_s,
-        )
-    )
+    one = Load(capacity=CAPACITY, refill_per_second=REFILL_PER_SECOND)
+    asyncio.run(one.run(service, KEY, "paced", rate=5 * REFILL_PER_SECOND, clients=CLIENTS, for_s=for_s))
     given = CAPACITY + REFILL_PER_SECOND * for_s
     return [
         Row(

@@ -360,8 +360,32 @@ async def test_errors_of_all_kinds_tell_the_limits(client: httpx.AsyncClient, ob
         response = await client.get(path)
         assert response.status_code == status
         assert set(fields(response, "RateLimit")) == {"default"}
-    large = await client.post("/search", json={"query": "x" * 5000})
-    assert large.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("GET", "/nowhere", "", 404),
+        ("GET", "/v1/nowhere", "", 404),
+        ("PUT", "/search", "", 405),
+        ("POST", "/search/", "", 307),
+        ("POST", "/search", "x" * 5000, 413),
+        ("POST", "/ratelimit/check", "x" * 5000, 413),
+        ("GET", "/healthz", "", 200),
+    ],
+)
+async def test_what_is_answered_before_its_key_is_looked_at_tells_a_known_caller_the_policies(
+    client: httpx.AsyncClient, objects: FailingObjects, method: str, path: str, content: str, status: int
+) -> None:
+    answer = await client.request(method, path, content=content, headers=JSON)
+    assert answer.status_code == status
+    assert fields(answer, "RateLimit-Policy") == {"default": {"q": 1000, "w": 1000}}
+    assert "RateLimit" not in answer.headers
+    for nobody in ("Bearer sk-nobody", ""):
+        stranger = await client.request(method, path, content=content, headers={**JSON, "authorization": nobody})
+        assert stranger.status_code == status
+        assert not {"ratelimit", "ratelimit-policy"} & stranger.headers.keys()
+    assert objects.calls == []
 
 
 async def test_files_are_read_again_for_those_who_run_the_service(

@@ -36,10 +36,11 @@ def test_what_is_left_is_told_with_when_the_bucket_is_full() -> None:
     assert both.left_field(Decision(True, (100, 1000), (0, 0))) == '"burst";r=100;t=0, "daily";r=1000;t=0'
 
 
-def test_a_policy_that_denied_tells_when_it_can_pay() -> None:
+def test_a_policy_that_denied_tells_when_it_can_pay_and_none_tells_a_time_after_that_of_the_retry() -> None:
     both = quota(BURST, DAILY)
     denied = Decision(False, (0.25, 990), (0.0375, 0))
-    assert both.left_field(denied) == '"burst";r=0;t=1, "daily";r=990;t=864'
+    assert both.left_field(denied) == '"burst";r=0;t=1, "daily";r=990'
+    assert both.left_field(Decision(False, (0.25, 0.5), (0.0375, 43.2))) == '"burst";r=0;t=1, "daily";r=0;t=44'
     assert (both.violated(denied), both.retry_after_s(denied)) == (("burst",), 0.0375)
     assert both.remaining(denied) == 0.25
 

@@ -124,6 +124,20 @@ async def test_a_changed_limit_holds_at_once_and_mints_nothing(bucket: Stub[Toke
     assert await held(bucket, LIMIT) == (5,)
 
 
+async def test_what_begins_full_is_a_policy_of_another_name_another_client_and_a_bucket_that_has_removed_itself(
+    objects: LocalBackend, bucket: Stub[TokenBucket], clock: ManualClock
+) -> None:
+    larger, renamed = limit(2, 100), limit(2, 10, "renamed")
+    await bucket.check(10, [LIMIT])
+    assert await held(bucket, larger, renamed) == (0, 10)
+    assert await held(objects.namespace(TokenBucket).get("acme", "client, called otherwise"), LIMIT) == (10,)
+    clock.advance(5 + KEPT_FULL_S - 0.5)
+    assert await held(bucket, larger) == (10,)
+    clock.advance(1)
+    assert await ring(objects, clock) == 1
+    assert await held(bucket, larger) == (100,)
+
+
 async def test_reset_fills_the_bucket_and_leaves_no_file(bucket: Stub[TokenBucket], tmp_path: Path) -> None:
     await bucket.check(10, [LIMIT])
     path = bucket.id.path(tmp_path / "objects", SLOTS)
