@@ -210,6 +210,17 @@ class Told(TypedDict):
     output_tokens: int
 
 
+class Older(TypedDict):
+    """What was said before the history that comes with a claim: instructions, and how much of everything else."""
+
+    #: From before the user's first message, oldest first.
+    instructions: list[Message]
+    turns: int
+    messages: int
+    #: Of what the messages say.
+    size_bytes: int
+
+
 class Claim(TypedDict):
     """A turn in the hands of one runner. What comes from an earlier attempt is refused from here on."""
 
@@ -225,6 +236,8 @@ class Claim(TypedDict):
     told: Told | None
     #: What was said before, oldest first.
     history: list[Message]
+    #: What was said before that, where `history` is not all: then that is of whole turns.
+    older: Older | None
 
 
 class Claiming(TypedDict):

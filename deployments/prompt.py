@@ -18,10 +18,11 @@ from typing import NamedTuple
 from actors import InvalidArgument
 from actors.document_index import Passage
 from actors.message import Message
+from actors.turn import Older
 from deployments.chat_request import ChatMessage, ToolSpec
 from deployments.conversation import PastTurn, answered_with, conversation_of
 from deployments.errors import ModelRefused
-from deployments.token_count import TokenCounter, estimate, size_bytes_of
+from deployments.token_count import BYTES_PER_TOKEN, TokenCounter, estimate, size_bytes_of
 
 #: What a chat template adds around each message.
 TEMPLATE_TOKENS_PER_MESSAGE = 8
@@ -47,6 +48,12 @@ class Dropped(NamedTuple):
     messages: int
     tokens: int
 
+    def plus(self, older: Older) -> Dropped:
+        """With what nobody has looked at."""
+        around = (TEMPLATE_TOKENS_PER_MESSAGE + 1) * older["messages"]
+        tokens = older["size_bytes"] // BYTES_PER_TOKEN + around
+        return Dropped(self.turns + older["turns"], self.messages + older["messages"], self.tokens + tokens)
+
 
 class Prompt(NamedTuple):
     """The messages for the model, oldest first, those of the passages that are in them, and what did not fit."""
@@ -70,6 +77,7 @@ async def build(
     tools: Sequence[ToolSpec] = (),
     reserved_tokens: int = 0,
     result_of: str | None = None,
+    older: Older | None = None,
 ) -> Prompt:
     """What fits: the question always, then the best passages, then the newest turns of the history.
 
@@ -80,11 +88,14 @@ async def build(
         tools: what the model is offered; a server puts it into the prompt.
         reserved_tokens: what is left free for the calls of tools and their results.
         result_of: the id of the call whose result the question is; None where it is the user's.
+        older: what was said before the history, where that is not all.
 
     Raises:
         InvalidArgument: the question does not fit even by itself, or the call that it answers waits for no result.
         ModelError: the counter had to be asked, and did not answer.
     """
+    if older is not None:
+        history = [*older["instructions"], *history]
     past = conversation_of(history)
     asked = ChatMessage(role="user", content=question)
     since: tuple[ChatMessage, ...] = ()
@@ -127,7 +138,7 @@ async def build(
     dropped = Dropped(
         len(gone), sum(turn.stored for turn in gone) + past.left_out, sum(tokens.about(turn) for turn in gone)
     )
-    return Prompt(messages, given, dropped)
+    return Prompt(messages, given, dropped if older is None else dropped.plus(older))
 
 
 class PromptTokens:
