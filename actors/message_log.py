@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from actors.message import Message, NewMessage
+from actors.message import Message, NewMessage, instructions_in
 from actors.runtime import Storage
 from actors.session_views import History, Transcript
 from actors.turn import Older
@@ -191,13 +191,29 @@ class MessageLog:
         )
         return int(count)
 
-    def instructions(self, before: int | None = None) -> list[Message]:
-        """What the system says before the user says anything, of messages older than one of them; oldest first."""
+    def instructions(self, leading: Sequence[NewMessage] = (), *, before: int = _END) -> list[str]:
+        """What the system says before the user says anything, oldest first.
+
+        Args:
+            leading: messages that are to be added; what is so among them counts as well.
+            before: of messages older than this one.
+        """
         rows = self._sql(
-            f"SELECT {_COLUMNS} FROM message WHERE {_IS_INSTRUCTION} ORDER BY id",  # noqa: S608  constants
-            _END if before is None else before,
+            f"SELECT content FROM message WHERE {_IS_INSTRUCTION} ORDER BY id",  # noqa: S608  constants
+            before,
         )
-        return list(map(_message_of, rows))
+        return [*(content for (content,) in rows), *self._instructions_in(leading)]
+
+    def instructions_size_bytes(self, leading: Sequence[NewMessage] = ()) -> int:
+        """The same, in bytes."""
+        ((size_bytes,),) = self._sql(
+            f"SELECT ifnull(sum(octet_length(content)), 0) FROM message WHERE {_IS_INSTRUCTION}",  # noqa: S608  constants
+            _END,
+        )
+        return int(size_bytes) + sum(len(text.encode()) for text in self._instructions_in(leading))
+
+    def _instructions_in(self, leading: Sequence[NewMessage]) -> list[str]:
+        return instructions_in(leading) if leading and self.question() is None else []
 
     def older(self, before: int) -> Older:
         """What was said before one message, as far as a claim tells of it."""
@@ -206,12 +222,12 @@ class MessageLog:
             " FROM message WHERE id < ? AND replaced_by IS NULL",
             before,
         )
-        instructions = self.instructions(before)
+        instructions = self.instructions(before=before)
         return {
             "instructions": instructions,
             "turns": turns,
             "messages": messages - len(instructions),
-            "size_bytes": size_bytes - sum(len(message["content"].encode()) for message in instructions),
+            "size_bytes": size_bytes - sum(len(text.encode()) for text in instructions),
         }
 
     def page(self, limit: int, after: int | None, *, newest_first: bool) -> History:

@@ -113,6 +113,14 @@ class Answers:
             older=older,
         )
 
+    def instructions_bytes_max(self, tenant_name: str, request: Mapping[str, Any], made: Prompt) -> int:
+        """How long the instructions of a session may be beside a question's prompt, as an estimate has it."""
+        model = self._tenants[tenant_name].model
+        room = (
+            model.context_tokens - model.answer_tokens(request["max_tokens"]) - self._tenants[tenant_name].tool_tokens
+        )
+        return prompt.bytes_left(made.messages, self._tools(tenant_name, request), room)
+
     def generation(
         self,
         tenant_name: str,

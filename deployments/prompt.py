@@ -94,21 +94,18 @@ async def build(
         InvalidArgument: the question does not fit even by itself, or the call that it answers waits for no result.
         ModelError: the counter had to be asked, and did not answer.
     """
-    if older is not None:
-        history = [*older["instructions"], *history]
     past = conversation_of(history)
     asked = ChatMessage(role="user", content=question)
     since: tuple[ChatMessage, ...] = ()
     if result_of is not None:
         past, asked, since = answered_with(history, result_of, question)
-    instructions = (ChatMessage(role="system", content=system), *past.instructions)
+    before = () if older is None else older["instructions"]
+    instructions = (*(ChatMessage(role="system", content=text) for text in (system, *before)), *past.instructions)
     offered = shown_tools(tools)
     given = _first_within(passages, passages_chars_max)
     room = context_tokens - max_tokens - reserved_tokens
-    if (
-        sum(size_bytes_of(text) for message in (asked, *since) for text in texts_in(message))
-        > BYTES_PER_TOKEN_MAX * room
-    ):
+    always = (*instructions, asked, *since)
+    if sum(size_bytes_of(text) for message in always for text in texts_in(message)) > BYTES_PER_TOKEN_MAX * room:
         raise _too_long(question)
     tokens = PromptTokens(counter)
     shown = [_shown(number, passage) for number, passage in enumerate(given, start=1)]
@@ -121,7 +118,7 @@ async def build(
 
     turns = past.turns
     if needed(len(given)) + sum(map(tokens.of_turn, turns)) > room:
-        texts = [text for message in (*instructions, asked, *since) for text in texts_in(message)]
+        texts = [text for message in always for text in texts_in(message)]
         await tokens.count([*texts, *offered, _INTRODUCTION, *shown, *_newest_texts(turns, room)])
         while given and needed(len(given)) > room:
             given = given[:-1]
@@ -139,6 +136,14 @@ async def build(
         len(gone), sum(turn.stored for turn in gone) + past.left_out, sum(tokens.about(turn) for turn in gone)
     )
     return Prompt(messages, given, dropped if older is None else dropped.plus(older))
+
+
+def bytes_left(messages: Sequence[ChatMessage], tools: Sequence[ToolSpec], room: int) -> int:
+    """How long one more message may be beside these, in so many tokens, as an estimate has it."""
+    texts = [*(text for message in messages for text in texts_in(message)), *shown_tools(tools)]
+    tokens = sum(map(estimate, texts)) + sum(map(_template_tokens, messages))
+    tokens += TEMPLATE_TOKENS_OF_TOOLS if tools else 0
+    return BYTES_PER_TOKEN * max(0, room - tokens - TEMPLATE_TOKENS_PER_MESSAGE - 1)
 
 
 class PromptTokens:

@@ -175,6 +175,19 @@ async def test_a_turn_that_fails_is_the_last_event_of_a_stream_and_the_status_of
     problem(await client.post("/chat", json={"message": "Why?", "stream": False}), status)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_message_that_can_never_fit_behind_what_its_session_begins_with_is_refused(
+    client: httpx.AsyncClient, served: Served, stream: bool
+) -> None:
+    session_id = await served.talk.new_session("tight")
+    await served.talk.sessions.extend("tight", session_id, [{"role": "system", "content": "word " * 1_000}])
+    body = {"message": "Why?", "session_id": session_id, "stream": stream}
+    refused = await client.post("/chat", json=body, headers={"authorization": "Bearer sk-tight"})
+    assert fields(refused) == ["message"]
+    assert refused.json()["code"] == "context_length_exceeded"
+    assert await served.talk.said(session_id, "tight") == [("system", "word " * 1_000)]
+
+
 async def test_a_stream_whose_session_is_lost_ends_and_can_be_taken_up_again(
     client: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,7 +162,8 @@ async def test_the_tenants_settings_hold_where_the_question_has_none(talk: Talk)
     [
         (ModelUnavailable("overloaded", 2.5), "ModelUnavailable", True, 2.5),
         (ModelTimeout(30), "ModelTimeout", True, None),
-        (ModelRefused("too long", "context_length_exceeded"), "ModelRefused", False, None),
+        (ModelRefused("no", "bad"), "ModelRefused", False, None),
+        (ModelRefused("too long", "context_length_exceeded"), "context_length_exceeded", False, None),
         (RayActorError(), "ModelUnavailable", True, 1.0),
         (RuntimeError("/secret/path"), "ModelUnavailable", True, 1.0),
     ],
