@@ -128,6 +128,11 @@ class ChatRequest:
         return -(-chars // CHARS_PER_TOKEN)
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The server has taken the request, and reads it. Mostly the first event of an answer; not all models tell it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
     """The next piece of the answer; never empty."""
@@ -150,4 +155,4 @@ class Finished:
     estimated: bool
 
 
-ModelEvent: TypeAlias = TextDelta | ToolCall | Finished
+ModelEvent: TypeAlias = Accepted | TextDelta | ToolCall | Finished

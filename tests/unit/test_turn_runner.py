@@ -189,6 +189,17 @@ async def test_what_was_shown_of_an_answer_is_kept_when_the_model_fails(
     assert answering["data"]["usage"]["output_tokens"] == 2
 
 
+async def test_a_turn_that_is_stopped_before_the_first_word_counts_what_the_model_has_read(talk: Talk) -> None:
+    model = EchoModel("Never", stalls_at=0)
+    model.accepts = True
+    asked = await talk.replica(model).begin(question())
+    await model.stalled.wait()
+    await talk.turns.cancel("acme", asked.session_id, asked.turn_id)
+    turn = await talk.ended(asked)
+    read = model.requests[0].estimated_input_tokens()
+    assert turn["usage"] == {"input_tokens": read, "output_tokens": 0, "total_tokens": read, "estimated": True}
+
+
 async def test_an_answer_without_an_end_is_incomplete(talk: Talk) -> None:
     model = EchoModel("Half")
     model.finishes = False

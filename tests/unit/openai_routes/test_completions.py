@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from actors import TokenUsage
 from actors.token_usage import USAGE_NAME
 from deployments.chat_request import ChatMessage, ToolCall
-from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.errors import ModelError, ModelRefused, ModelUnavailable
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
 from tests.unit.talk import passage
@@ -51,6 +51,21 @@ async def test_a_completion_is_an_answer_with_its_tokens(client: openai.AsyncOpe
         13,
     )
     assert await used(lab) == [("embedded", 11, 2)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_read"), [(ModelUnavailable("the answer broke off", 1.0), True), (ModelRefused("no"), False)]
+)
+async def test_a_prompt_that_was_read_counts_though_nothing_came_of_it(
+    client: openai.AsyncOpenAI, lab: Lab, failure: ModelError, is_read: bool
+) -> None:
+    lab.model.accepts = True
+    lab.model.failures = [failure]
+    with pytest.raises(openai.APIStatusError):
+        await whole(client)
+    read = lab.model.requests[0].estimated_input_tokens()
+    assert await used(lab) == ([("embedded", read, 0)] if is_read else [])
+    assert (await whole(client)).choices[0].message.content == TEXT
 
 
 async def test_without_a_session_nothing_is_stored_but_the_tokens(client: openai.AsyncOpenAI, lab: Lab) -> None:
