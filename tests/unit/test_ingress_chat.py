@@ -24,7 +24,7 @@ from deployments.ingress.problem import MEDIA_TYPE
 from deployments.question import Question
 from tests.unit.handles import EchoModel, Handle, services_over
 from tests.unit.objects_fixtures import ring
-from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at
+from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at, until
 
 LOST = ObjectReset("ChatSession/acme:s", "its host was lost")
 PIECES = ("line\r\n\nevent: error\n", "🐟")
@@ -417,6 +417,13 @@ async def test_a_question_that_was_cut_off_is_told_again_also_when_its_events_ar
     app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
     problem(await client.post("/chat", json={"message": "Why?", "stream": False}, headers=key()), 503)
     app.state.services = served.services
+    session_id = (await only_session(client))["id"]
+
+    async def has_ended() -> bool:
+        (turn,) = (await served.talk.turns.page("acme", session_id, limit=10, before=None))["turns"]
+        return turn["status"] == "completed"
+
+    await until(has_ended)
     served.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
     await ring(served.talk.objects, served.talk.clock)
     again = await client.post("/chat", json={"message": "Why?", "stream": stream}, headers=key())
