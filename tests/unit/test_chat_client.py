@@ -104,6 +104,7 @@ async def test_what_else_is_asked_for_is_sent_in_the_protocols_words() -> None:
         frequency_penalty=-1,
         stop=["a"],
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        user="ann",
     )
     async with serving(hello) as server, talking() as client:
         request = replace(QUESTION, options=options)
@@ -117,6 +118,7 @@ async def test_what_else_is_asked_for_is_sent_in_the_protocols_words() -> None:
         "frequency_penalty": -1,
         "stop": ["a"],
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        "user": "ann",
     }
     assert set(sent) == {"model", "messages", "max_tokens", "temperature", "stream", "stream_options"}
 

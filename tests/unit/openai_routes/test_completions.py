@@ -312,13 +312,14 @@ async def test_how_an_answer_is_to_be_made_is_told_to_the_model(
         "frequency_penalty": -2,
         "stop": ["a", "b"],
         "response_format": {"type": "json_schema", "json_schema": schema},
+        "user": "ann",
     }
     metadata = {"session_id": await lab.talk.new_session()} if in_session else None
     await whole(client, metadata=metadata, **asked)
     assert lab.model.requests[0].options.given() == asked
     await whole(client, metadata=metadata, stop=".", response_format={"type": "json_object"})
     assert lab.model.requests[1].options.given() == {"stop": ["."], "response_format": {"type": "json_object"}}
-    await whole(client, metadata=metadata, stop=[], response_format={"type": "text"})
+    await whole(client, metadata=metadata, stop=[], response_format={"type": "text"}, user="")
     assert lab.model.requests[2].options.given() == {}
 
 
