@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, NotRequired
@@ -37,6 +38,12 @@ class NewMessage(TypedDict):
     role: str
     content: str
     data: NotRequired[dict[str, Any]]
+
+
+def instructions_in(messages: Iterable[NewMessage]) -> list[str]:
+    """What the system says in the first messages of a conversation before the user says anything."""
+    before = itertools.takewhile(lambda message: message["role"] != "user", messages)
+    return [message["content"] for message in before if message["role"] == "system"]
 
 
 class Draft(NamedTuple):

@@ -11,9 +11,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
-from actors.message import Message, NewMessage
+from actors.message import Message, NewMessage, instructions_in
 from actors.runtime import Storage
 from actors.session_views import History, Transcript
+from actors.turn import Older
 
 HISTORY_PAGE_MAX = 1000
 #: A page of a transcript ends with the message that makes it longer than this.
@@ -23,6 +24,10 @@ TRANSCRIPT_PAGE_MAX = 200
 _END = 2**62
 
 _COLUMNS = "id, role, content, tokens, data, created_at"
+_IS_INSTRUCTION = (
+    "role = 'system' AND replaced_by IS NULL AND id < ?"
+    " AND id < ifnull((SELECT min(id) FROM message WHERE role = 'user' AND replaced_by IS NULL), 1 << 62)"
+)
 
 
 class MessageLog:
@@ -185,6 +190,45 @@ class MessageLog:
             message_id,
         )
         return int(count)
+
+    def instructions(self, leading: Sequence[NewMessage] = (), *, before: int = _END) -> list[str]:
+        """What the system says before the user says anything, oldest first.
+
+        Args:
+            leading: messages that are to be added; what is so among them counts as well.
+            before: of messages older than this one.
+        """
+        rows = self._sql(
+            f"SELECT content FROM message WHERE {_IS_INSTRUCTION} ORDER BY id",  # noqa: S608  constants
+            before,
+        )
+        return [*(content for (content,) in rows), *self._instructions_in(leading)]
+
+    def instructions_size_bytes(self, leading: Sequence[NewMessage] = ()) -> int:
+        """The same, in bytes."""
+        ((size_bytes,),) = self._sql(
+            f"SELECT ifnull(sum(octet_length(content)), 0) FROM message WHERE {_IS_INSTRUCTION}",  # noqa: S608  constants
+            _END,
+        )
+        return int(size_bytes) + sum(len(text.encode()) for text in self._instructions_in(leading))
+
+    def _instructions_in(self, leading: Sequence[NewMessage]) -> list[str]:
+        return instructions_in(leading) if leading and self.question() is None else []
+
+    def older(self, before: int) -> Older:
+        """What was said before one message, as far as a claim tells of it."""
+        ((messages, turns, size_bytes),) = self._sql(
+            "SELECT count(*), count(*) FILTER (WHERE role = 'user'), ifnull(sum(octet_length(content)), 0)"
+            " FROM message WHERE id < ? AND replaced_by IS NULL",
+            before,
+        )
+        instructions = self.instructions(before=before)
+        return {
+            "instructions": instructions,
+            "turns": turns,
+            "messages": messages - len(instructions),
+            "size_bytes": size_bytes - sum(len(text.encode()) for text in instructions),
+        }
 
     def page(self, limit: int, after: int | None, *, newest_first: bool) -> History:
         """Messages behind one of them, in the order of their numbers or in the other one."""

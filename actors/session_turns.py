@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from actors import session_schema
+from actors.message import NewMessage
 from actors.message_log import MessageLog
 from actors.news import News
 from actors.runtime import DurableObject, ObjectNotFound, idempotent, interleaved, read
@@ -148,6 +149,12 @@ class SessionTurns(DurableObject):
         """Whether `begin` would find the turn that the same request has begun."""
         self._row.require()
         return self._turns.rows.begun_as(turn_id, key) is not None
+
+    @read
+    def instructions(self, leading: Sequence[NewMessage] = ()) -> list[str]:
+        """What the system says before the user says anything, also with messages that are to lead to a question."""
+        self._row.require()
+        return self._messages.instructions(leading)
 
     @read
     def turn(self, turn_id: str) -> TurnInfo:

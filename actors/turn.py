@@ -56,6 +56,8 @@ FINAL_EVENT: dict[str, EventType] = {
 }
 
 
+#: The code of the refusal of a turn whose session begins with more instructions than it may.
+INSTRUCTIONS_TOO_LONG = "context_length_exceeded"
 #: A runner that has not been heard of for so long is taken for dead. It renews its claim several times within that.
 LEASE_S = 10.0
 
@@ -163,6 +165,9 @@ class NewTurn(TypedDict):
     user, that message and all that follow it give way, to `message` where there is one. With `follows`, the id of a
     turn, it is refused where another has begun since that one.
 
+    `instructions_bytes_max` is how long the instructions may be that the session begins with; where it is not given,
+    nobody looks.
+
     `request` is the runner's own, and comes back to whoever runs the turn; of it the ledger sees `result_of` alone, a
     `ClientCall`: then `message` is not the user's, but what came of that call. `model` is what the turn's tokens count
     for. `key` names the request: another one with the same key joins this turn, whatever its `turn_id`.
@@ -178,6 +183,7 @@ class NewTurn(TypedDict):
     key: str | None
     on_conflict: OnConflict
     limits: TurnLimits
+    instructions_bytes_max: NotRequired[int]
 
 
 class TurnInfo(TypedDict):
@@ -210,6 +216,17 @@ class Told(TypedDict):
     output_tokens: int
 
 
+class Older(TypedDict):
+    """What was said before the history that comes with a claim: instructions, and how much of everything else."""
+
+    #: What the system says before the user's first message, oldest first.
+    instructions: list[str]
+    turns: int
+    messages: int
+    #: Of what the messages say.
+    size_bytes: int
+
+
 class Claim(TypedDict):
     """A turn in the hands of one runner. What comes from an earlier attempt is refused from here on."""
 
@@ -225,6 +242,8 @@ class Claim(TypedDict):
     told: Told | None
     #: What was said before, oldest first.
     history: list[Message]
+    #: What was said before that, where `history` is not all: then that is of whole turns.
+    older: Older | None
 
 
 class Claiming(TypedDict):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from actors.message import FOR_CLIENT, NewMessage
+from actors.message import FOR_CLIENT, Message, NewMessage
 from actors.session_parts import SessionParts
-from actors.turn import LEASE_S, Claim, Told, turn_error
+from actors.turn import LEASE_S, Claim, Older, Told, turn_error
 from actors.turn_ending import TurnEnding
 
 #: Messages that a runner gets with its claim, and more only if the user has said nothing for longer: more than fit into
@@ -108,6 +108,7 @@ class TurnClaims:
         attempt, last_event, message_id, message, request = self._turns.get(
             turn_id, "attempt, last_event, message_id, message, request"
         )
+        history, older = self._said_before(message_id)
         return {
             "turn_id": turn_id,
             "attempt": attempt,
@@ -117,11 +118,21 @@ class TurnClaims:
             "message": message,
             "request": json.loads(request),
             "told": self._told(turn_id) if attempt > 1 else None,
-            # What a client's tools gave is answered with all since the user's last message, however much that is.
-            "history": self._messages.before(
-                message_id, max(HISTORY_MESSAGES_MAX, self._messages.count_since_question(message_id))
-            )["messages"],
+            "history": history,
+            "older": older,
         }
+
+    def _said_before(self, message_id: int) -> tuple[list[Message], Older | None]:
+        # What a client's tools gave is answered with all since the user's last message, however much that is.
+        limit = max(HISTORY_MESSAGES_MAX, self._messages.count_since_question(message_id))
+        page = self._messages.before(message_id, limit)
+        history = page["messages"]
+        if not page["has_more"]:
+            return history, None
+        # Of a turn that is cut the rest is older as well: nobody could be told half of it.
+        first = next((number for number, message in enumerate(history) if message["role"] == "user"), len(history))
+        history = history[first:]
+        return history, self._messages.older(history[0]["id"] if history else message_id)
 
     def _told(self, turn_id: str) -> Told | None:
         text = self._events.text(turn_id)

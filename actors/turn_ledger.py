@@ -15,7 +15,17 @@ from collections.abc import Sequence
 
 from actors.runtime import InvalidArgument, ObjectConflict, RequestReused, fingerprint
 from actors.session_parts import SessionParts
-from actors.turn import LEASE_S, FinalStatus, NewEvent, NewTurn, TurnError, TurnInfo, TurnStatus, Usage
+from actors.turn import (
+    INSTRUCTIONS_TOO_LONG,
+    LEASE_S,
+    FinalStatus,
+    NewEvent,
+    NewTurn,
+    TurnError,
+    TurnInfo,
+    TurnStatus,
+    Usage,
+)
 from actors.turn_claims import TurnClaims
 from actors.turn_ending import TurnEnding
 from actors.turn_recovery import TurnRecovery
@@ -47,7 +57,8 @@ class TurnLedger:
             RequestReused: the key came with another request.
             ObjectConflict: an answer is under way, and the new message may not wait for it, or too many do; or another
                 turn has begun since the one that it is to follow.
-            InvalidArgument: there is no message of the user to be answered again, or to be replaced.
+            InvalidArgument: there is no message of the user to be answered again, or to be replaced; or the session's
+                instructions are longer than the turn has room for, with the code `INSTRUCTIONS_TOO_LONG`.
         """
         turn_id = new["turn_id"]
         digest = fingerprint("turn", (new["message"], new["replace"], new["request"], *new["leading"]), {})
@@ -60,6 +71,7 @@ class TurnLedger:
         if new["follows"] is not None and self.rows.newest() != new["follows"]:
             raise ObjectConflict(str(self._id), "another turn has begun since the one that this is to follow")
         self._require_answerable(new)
+        self._require_room(new)
         self._make_way(self.rows.open(), new)
         now = self._clock.now()
         self.rows.insert(new, digest, now, now + LEASE_S)
@@ -78,6 +90,15 @@ class TurnLedger:
             raise InvalidArgument(
                 "replace", new["replace"], "must be the id of a message of the user that is in this session"
             )
+
+    def _require_room(self, new: NewTurn) -> None:
+        size_bytes_max = new.get("instructions_bytes_max")
+        if size_bytes_max is None:
+            return
+        size_bytes = self._messages.instructions_size_bytes(new["leading"])
+        if size_bytes > size_bytes_max:
+            problem = "may not be added to the session's instructions: they are too long"
+            raise InvalidArgument("message", f"{size_bytes} bytes before it", problem, INSTRUCTIONS_TOO_LONG)
 
     def _make_way(self, active: Sequence[tuple[str, TurnStatus]], new: NewTurn) -> None:
         if not active:

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from actors import InvalidArgument, Objects
 from actors.document_index import Passage
 from actors.message import FOR_CLIENT, Message
-from actors.turn import Claim, Told, Usage, usage_of
+from actors.turn import Claim, Older, Told, Usage, usage_of
 from configs.tenant import TenantConfig
 from deployments import prompt, token_count
 from deployments.chat_request import (
@@ -88,6 +88,7 @@ class Answers:
         history: Sequence[Message] = (),
         passages: Sequence[Passage] = (),
         result_of: str | None = None,
+        older: Older | None = None,
     ) -> Prompt:
         """What the model is told; `result_of` is the id of the call whose result the question is, if it is one.
 
@@ -109,7 +110,16 @@ class Answers:
             tools=self._tools(tenant_name, request),
             reserved_tokens=tenant.tool_tokens,
             result_of=result_of,
+            older=older,
         )
+
+    def instructions_bytes_max(self, tenant_name: str, request: Mapping[str, Any], made: Prompt) -> int:
+        """How long the instructions of a session may be beside a question's prompt, as an estimate has it."""
+        model = self._tenants[tenant_name].model
+        room = (
+            model.context_tokens - model.answer_tokens(request["max_tokens"]) - self._tenants[tenant_name].tool_tokens
+        )
+        return prompt.bytes_left(made.messages, self._tools(tenant_name, request), room)
 
     def generation(
         self,
@@ -230,7 +240,9 @@ class Answer:
                 # Also where a client's tool has answered: the model is told anew, and of what the user asked.
                 query = question if result_of is None else _last_question(history)
                 passages = await self._answers.found(self._tenant, query, request["top_k"])
-            made = await self._answers.prompt(self._tenant, question, request, history, passages, result_of)
+            made = await self._answers.prompt(
+                self._tenant, question, request, history, passages, result_of, claim["older"]
+            )
             dropped = made.dropped._asdict()
             return made
         finally:

@@ -19,20 +19,22 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from actors import ChatSession, DurableError, ObjectNotFound, Objects, TurnQueue
+from actors import ChatSession, DurableError, InvalidArgument, ObjectNotFound, Objects, TurnQueue
 from actors.directory import SessionMetadata
+from actors.message import instructions_in
 from actors.runtime.namespace import Stub
-from actors.turn import Begun, Claim, NewTurn
+from actors.turn import INSTRUCTIONS_TOO_LONG, Begun, Claim, NewTurn, Older
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.allowances import Allowances
 from deployments.answers import Answers
-from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelUnavailable, TooManyTurns
+from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelUnavailable, ServiceError, TooManyTurns
 from deployments.model_client import ModelClient, Models
 from deployments.prompt import Prompt
 from deployments.question import Asked, Question, can_be_gone_on_with, new_turn_id
 from deployments.sessions import Sessions
+from deployments.token_count import size_bytes_of
 from deployments.turn_allowance import FirstCall, TurnAllowance
 from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
 
@@ -85,13 +87,13 @@ class Chat:
         tenant = self._tenants[question.tenant]
         made: Prompt | None = None
         if question.message is not None:
-            # Checked before anything is made for it; with a history, the history gives way.
-            made = await self._answers.prompt(question.tenant, question.message, question.request())
+            # Checked before anything is made for it; with a history, the history gives way, but for how it begins.
+            made = await self._checked(question, [] if question.session_id else instructions_in(question.leading))
         new, runner = self._new_turn(question, tenant), secrets.token_hex(8)
         allowance = await self._allowance(question, tenant, new, runner, made)
         try:
-            session_id, begun, listed = await self._enter(question, new, runner)
-        except DurableError:
+            session_id, begun, listed = await self._enter(question, new, runner, made)
+        except (DurableError, ServiceError):
             if allowance is not None:
                 await allowance.withdraw()
             raise
@@ -147,10 +149,35 @@ class Chat:
         except ObjectNotFound:
             return False
 
-    async def _enter(self, question: Question, new: NewTurn, runner: str) -> tuple[str, Begun, SessionMetadata | None]:
+    async def _checked(self, question: Question, instructions: list[str]) -> Prompt:
+        """What the model is told at least, where the session begins with these.
+
+        Raises:
+            InvalidArgument: it does not fit.
+        """
+        assert question.message is not None, "nothing is known of what was asked before"
+        led_by: Older = {"instructions": instructions, "turns": 0, "messages": 0, "size_bytes": 0}
+        return await self._answers.prompt(question.tenant, question.message, question.request(), older=led_by)
+
+    async def _enter(
+        self, question: Question, new: NewTurn, runner: str, made: Prompt | None
+    ) -> tuple[str, Begun, SessionMetadata | None]:
         """Has the session know of the turn. Returns its id, with what a listing is to show of it where it was made."""
         if question.session_id is not None:
-            begun: Begun = await self._sessions.get(question.tenant, question.session_id).begin(new, runner)
+            session = self._sessions.get(question.tenant, question.session_id)
+            if made is not None:
+                bytes_max = self._answers.instructions_bytes_max(question.tenant, new["request"], made)
+                new = {**new, "instructions_bytes_max": bytes_max}
+            try:
+                begun: Begun = await session.begin(new, runner)
+            except InvalidArgument as error:
+                if error.code != INSTRUCTIONS_TOO_LONG:
+                    raise
+                # It was an estimate.
+                instructions: list[str] = await session.instructions(new["leading"])
+                await self._checked(question, instructions)
+                bytes_max = sum(map(size_bytes_of, instructions))
+                begun = await session.begin({**new, "instructions_bytes_max": bytes_max}, runner)
             return question.session_id, begun, None
         opened = await self._sessions.open(
             question.tenant, new, runner, session_id=question.new_session_id, user_id=question.user_id

@@ -1,9 +1,10 @@
 """How does a request become an answer from any server that speaks the OpenAI chat-completions protocol?
 
-Promise: `ChatClient.stream` yields the answer's text as it arrives, then the calls of tools, each when it is whole, and
-ends with exactly one `Finished`, or raises a `ModelError`. It never waits longer than the request's `timeout_s`, never
-reads more than `ANSWER_BYTES_MAX`, follows no redirect, and closes the connection when the caller stops listening, so
-that the server stops generating too. A server is sent nothing but the request and its own key.
+Promise: `ChatClient.stream` yields `Accepted` when the server has taken the request, the answer's text as it arrives,
+then the calls of tools, each when it is whole, and ends with exactly one `Finished`, or raises a `ModelError`. It never
+waits longer than the request's `timeout_s`, never reads more than `ANSWER_BYTES_MAX`, follows no redirect, and closes
+the connection when the caller stops listening, so that the server stops generating too. A server is sent nothing but
+the request and its own key.
 
 The `openai` package would do this too, for a millisecond more before the first word; it describes each field of what a
 server sends, which no server has to keep to.
@@ -26,7 +27,16 @@ from typing import Any, NamedTuple, cast
 
 import httpx2
 
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
+from deployments.chat_request import (
+    Accepted,
+    ChatMessage,
+    ChatRequest,
+    Finished,
+    ModelEvent,
+    TextDelta,
+    ToolCall,
+    ToolSpec,
+)
 from deployments.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable
 from deployments.tool_call_pieces import ToolCallPieces, arguments_of, clean, field_of
 
@@ -120,6 +130,7 @@ class ChatClient:
                     async with asyncio.timeout_at(deadline):
                         await response.aread()
                 raise self._refusal(request, response)
+            yield Accepted()
             # Whatever it calls what it sends: events were asked for.
             response.headers["content-type"] = "text/event-stream"
             source = aiter(httpx2.EventSource(response, ANSWER_BYTES_MAX))

@@ -66,6 +66,7 @@ class ModelOptions:
     Attributes:
         stop: The answer ends before any of these.
         response_format: As the protocol has it: `json_object`, or `json_schema` with the schema.
+        user: The client's own name for whoever asks it, by which a server may know who misuses it.
     """
 
     top_p: float | None = None
@@ -74,6 +75,7 @@ class ModelOptions:
     frequency_penalty: float | None = None
     stop: Sequence[str] | None = None
     response_format: Mapping[str, Any] | None = None
+    user: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are not left to the server, by their names."""
@@ -128,6 +130,11 @@ class ChatRequest:
         return -(-chars // CHARS_PER_TOKEN)
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The server has taken the request, and reads it. Mostly the first event of an answer; not all models tell it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
     """The next piece of the answer; never empty."""
@@ -150,4 +157,4 @@ class Finished:
     estimated: bool
 
 
-ModelEvent: TypeAlias = TextDelta | ToolCall | Finished
+ModelEvent: TypeAlias = Accepted | TextDelta | ToolCall | Finished

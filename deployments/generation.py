@@ -20,6 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from deployments.call_usage import CallUsage
 from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
 from deployments.errors import ModelTimeout, ModelUnavailable
 from deployments.token_count import estimate
@@ -117,15 +118,15 @@ class Generation:
         self._messages = list(request.messages)
         self._tool_tokens_left = limits.tool_tokens_max
         self._usage = Usage()
-        self._pieces = 0
-        self._unfinished: ChatRequest | None = None
+        self._unfinished: CallUsage | None = None
 
     @property
     def usage(self) -> Usage:
         """What was used until now; of a step that has not ended, estimated."""
-        if self._unfinished is None or not self._pieces:
+        if self._unfinished is None or self._unfinished.tokens is None:
             return self._usage
-        return self._usage.plus(self._unfinished.estimated_input_tokens(), self._pieces, estimated=True)
+        tokens = self._unfinished.tokens
+        return self._usage.plus(tokens.input_tokens, tokens.output_tokens, estimated=tokens.estimated)
 
     async def events(self) -> AsyncGenerator[GenerationEvent, None]:
         """Makes the answer, once.
@@ -178,28 +179,27 @@ class Generation:
             tool_choice=choice,
             continues=self._request.continues and is_first,
         )
-        self._pieces = 0
-        self._unfinished = request
+        self._unfinished = call = CallUsage(request)
         async with aclosing(self._stream(request)) as events:
             while True:
                 try:
-                    async with asyncio.timeout_at(deadline):
-                        event = await anext(events, None)
+                    with call.watched():
+                        async with asyncio.timeout_at(deadline):
+                            event = await anext(events, None)
                 except (TimeoutError, ModelTimeout):
                     # The time of the whole, and not what was left of it for this step.
                     raise ModelTimeout(self._request.timeout_s) from None
                 if event is None:
                     raise ModelUnavailable("the answer broke off", BROKE_OFF_RETRY_AFTER_S)
+                call.take(event)
                 if isinstance(event, Finished):
                     break
-                self._pieces += 1
                 if isinstance(event, ToolCall):
                     step.calls.append(event)
-                else:
+                elif isinstance(event, TextDelta):
                     step.text.append(event.text)
                     yield event
-        self._unfinished = None
-        self._usage = self._usage.plus(event.input_tokens, event.output_tokens, estimated=event.estimated)
+        self._usage, self._unfinished = self.usage, None
         step.finish_reason = event.finish_reason
 
     async def _run(

@@ -18,10 +18,11 @@ from typing import NamedTuple
 from actors import InvalidArgument
 from actors.document_index import Passage
 from actors.message import Message
+from actors.turn import Older
 from deployments.chat_request import ChatMessage, ToolSpec
 from deployments.conversation import PastTurn, answered_with, conversation_of
 from deployments.errors import ModelRefused
-from deployments.token_count import TokenCounter, estimate, size_bytes_of
+from deployments.token_count import BYTES_PER_TOKEN, TokenCounter, estimate, size_bytes_of
 
 #: What a chat template adds around each message.
 TEMPLATE_TOKENS_PER_MESSAGE = 8
@@ -47,6 +48,12 @@ class Dropped(NamedTuple):
     messages: int
     tokens: int
 
+    def plus(self, older: Older) -> Dropped:
+        """With what nobody has looked at."""
+        around = (TEMPLATE_TOKENS_PER_MESSAGE + 1) * older["messages"]
+        tokens = older["size_bytes"] // BYTES_PER_TOKEN + around
+        return Dropped(self.turns + older["turns"], self.messages + older["messages"], self.tokens + tokens)
+
 
 class Prompt(NamedTuple):
     """The messages for the model, oldest first, those of the passages that are in them, and what did not fit."""
@@ -70,6 +77,7 @@ async def build(
     tools: Sequence[ToolSpec] = (),
     reserved_tokens: int = 0,
     result_of: str | None = None,
+    older: Older | None = None,
 ) -> Prompt:
     """What fits: the question always, then the best passages, then the newest turns of the history.
 
@@ -80,6 +88,7 @@ async def build(
         tools: what the model is offered; a server puts it into the prompt.
         reserved_tokens: what is left free for the calls of tools and their results.
         result_of: the id of the call whose result the question is; None where it is the user's.
+        older: what was said before the history, where that is not all.
 
     Raises:
         InvalidArgument: the question does not fit even by itself, or the call that it answers waits for no result.
@@ -90,14 +99,13 @@ async def build(
     since: tuple[ChatMessage, ...] = ()
     if result_of is not None:
         past, asked, since = answered_with(history, result_of, question)
-    instructions = (ChatMessage(role="system", content=system), *past.instructions)
+    before = () if older is None else older["instructions"]
+    instructions = (*(ChatMessage(role="system", content=text) for text in (system, *before)), *past.instructions)
     offered = shown_tools(tools)
     given = _first_within(passages, passages_chars_max)
     room = context_tokens - max_tokens - reserved_tokens
-    if (
-        sum(size_bytes_of(text) for message in (asked, *since) for text in texts_in(message))
-        > BYTES_PER_TOKEN_MAX * room
-    ):
+    always = (*instructions, asked, *since)
+    if sum(size_bytes_of(text) for message in always for text in texts_in(message)) > BYTES_PER_TOKEN_MAX * room:
         raise _too_long(question)
     tokens = PromptTokens(counter)
     shown = [_shown(number, passage) for number, passage in enumerate(given, start=1)]
@@ -110,7 +118,7 @@ async def build(
 
     turns = past.turns
     if needed(len(given)) + sum(map(tokens.of_turn, turns)) > room:
-        texts = [text for message in (*instructions, asked, *since) for text in texts_in(message)]
+        texts = [text for message in always for text in texts_in(message)]
         await tokens.count([*texts, *offered, _INTRODUCTION, *shown, *_newest_texts(turns, room)])
         while given and needed(len(given)) > room:
             given = given[:-1]
@@ -127,7 +135,15 @@ async def build(
     dropped = Dropped(
         len(gone), sum(turn.stored for turn in gone) + past.left_out, sum(tokens.about(turn) for turn in gone)
     )
-    return Prompt(messages, given, dropped)
+    return Prompt(messages, given, dropped if older is None else dropped.plus(older))
+
+
+def bytes_left(messages: Sequence[ChatMessage], tools: Sequence[ToolSpec], room: int) -> int:
+    """How long one more message may be beside these, in so many tokens, as an estimate has it."""
+    texts = [*(text for message in messages for text in texts_in(message)), *shown_tools(tools)]
+    tokens = sum(map(estimate, texts)) + sum(map(_template_tokens, messages))
+    tokens += TEMPLATE_TOKENS_OF_TOOLS if tools else 0
+    return BYTES_PER_TOKEN * max(0, room - tokens - TEMPLATE_TOKENS_PER_MESSAGE - 1)
 
 
 class PromptTokens:

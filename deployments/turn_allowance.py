@@ -25,7 +25,8 @@ from actors.token_budget import Budget, Ruling
 from actors.token_reservations import Promise
 from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, Verdict
 from actors.turn_leases import LEASE_S, Concurrency
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, ToolSpec
+from deployments.call_usage import CallUsage
+from deployments.chat_request import ChatMessage, ChatRequest, ModelEvent, ToolSpec
 from deployments.errors import BudgetExceeded, BudgetTooSmall, TooManyTurns
 from deployments.generation import Stream
 from deployments.prompt_size import PromptSize
@@ -180,18 +181,18 @@ class TurnAllowance:
 
         async def ask_model(request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
             call = await self._reserve(next(numbers), request)
-            pieces = 0
-            used: tuple[int, int] | None = None
+            usage = CallUsage(request)
             try:
                 async with aclosing(stream(request)) as events:
-                    async for event in events:
-                        if isinstance(event, Finished):
-                            used = (event.input_tokens, event.output_tokens)
-                        pieces += 1
+                    while True:
+                        with usage.watched():
+                            event = await anext(events, None)
+                        if event is None:
+                            break
+                        usage.take(event)
                         yield event
             finally:
-                if used is None:
-                    used = (request.estimated_input_tokens(), pieces) if pieces else (0, 0)
+                used = (0, 0) if usage.tokens is None else usage.tokens[:2]
                 self._settling = self._later(self._tell(self._usage.settle(self._turn_id, call, *used)))
 
         return ask_model if self._terms.budgets else stream

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 
-from actors import ChatSession, DurableError, ObjectNotFound
+from actors import ChatSession, DurableError, InvalidArgument, ObjectNotFound
 from actors.runtime.namespace import Stub
 from actors.session_views import Ended
 from actors.turn import Claim, FinalStatus, TurnError
@@ -270,14 +270,18 @@ def as_error(error: Exception) -> TurnError:
     match error:
         case ModelError() | BudgetExceeded() | BudgetTooSmall():
             message = str(error)
+        case InvalidArgument():
+            message = f"{error.field} {error.problem}"
         case ObjectNotFound():
             message = "the session was deleted or has expired"
         case _ if retryable:
             message = "a part of the service is busy or restarting"
         case _:
             message = "the turn failed"
+    is_known = isinstance(error, InvalidArgument | ModelRefused) and error.code == ModelRefused.CONTEXT_LENGTH
     told: TurnError = {
-        "code": type(error).__name__,
+        # The one of those that programs act on, such as by saying less.
+        "code": ModelRefused.CONTEXT_LENGTH if is_known else type(error).__name__,
         "message": message,
         "retryable": retryable,
         "retry_after_s": getattr(error, "retry_after_s", None),

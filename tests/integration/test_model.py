@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ray import serve
 
 from actors.message import Message
 from deployments.chat_client import ChatClient
-from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.chat_request import Accepted, ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
 from deployments.embedded_client import EmbeddedClient
 from deployments.embedded_model import MODEL_NAME, EmbeddedServer, EmbeddedSettings, packaged_weights
 from deployments.errors import ModelRefused, ModelUnavailable
@@ -62,6 +62,12 @@ async def answer(client: ChatClient, server: EmbeddedServer, request: ChatReques
     return [event async for event in events]
 
 
+async def first_of(stream: AsyncGenerator[ModelEvent, None]) -> ModelEvent:
+    """The first that there is of the answer itself."""
+    event = await anext(stream)
+    return await anext(stream) if isinstance(event, Accepted) else event
+
+
 def text_of(events: list[ModelEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
@@ -105,7 +111,7 @@ async def test_four_answers_are_generated_side_by_side(client: ChatClient, embed
             )
             for n in range(4)
         ]
-        firsts = await asyncio.gather(*(anext(one) for one in answers))
+        firsts = await asyncio.gather(*map(first_of, answers))
 
         assert all(isinstance(first, TextDelta) for first in firsts)
         assert embedded.answering() == 4
@@ -113,7 +119,7 @@ async def test_four_answers_are_generated_side_by_side(client: ChatClient, embed
 
 async def test_closing_an_answer_stops_its_generation(client: ChatClient, embedded: EmbeddedServer) -> None:
     stream = client.stream(STORY, base_url=embedded.base_url, model=embedded.model, api_key=embedded.api_key)
-    assert isinstance(await anext(stream), TextDelta)
+    assert isinstance(await first_of(stream), TextDelta)
     assert embedded.answering() >= 1
 
     await stream.aclose()
@@ -269,7 +275,7 @@ async def test_closed_answers_make_room_for_others(asker: ModelClient) -> None:
     async with asyncio.timeout(60):
         for _ in range(SETTINGS.parallel + SETTINGS.waiting_max + 2):
             async with contextlib.aclosing(asker.stream(STORY)) as stream:
-                assert isinstance(await anext(stream), TextDelta)
+                assert isinstance(await first_of(stream), TextDelta)
 
         assert "Paris" in text_of(await events_of(asker, FRANCE))
 
@@ -280,7 +286,7 @@ async def test_more_than_may_wait_are_turned_away_at_once(asker: ModelClient) ->
 
     async def first(stream: Any) -> ModelEvent | ModelUnavailable:
         try:
-            event: ModelEvent = await anext(stream)
+            event = await first_of(stream)
         except ModelUnavailable as error:
             return error
         return event

@@ -54,7 +54,7 @@ from configs.tenant import (
     TurnsConfig,
 )
 from deployments.activity import ActivityLog
-from deployments.chat_request import ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.chat_request import Accepted, ChatRequest, Finished, ModelEvent, TextDelta
 from deployments.ingress.services import Services
 from deployments.leases import Leases
 from deployments.sessions import Sessions
@@ -158,7 +158,8 @@ def as_ray_raises(error: Exception) -> Exception:
 class EchoModel:
     """Answers with `pieces`, then ends, or raises `failure`. Waits for `may_go_on` before the piece `stalls_at`.
 
-    Of `failures` each answer takes one, which it raises at once, as long as there are any.
+    Of `failures` each answer takes one, which it raises at once, as long as there are any. With `accepts` it says
+    before all that it has taken the request, as a server does.
     """
 
     def __init__(self, *pieces: str, failure: Exception | None = None, stalls_at: int | None = None) -> None:
@@ -169,12 +170,15 @@ class EchoModel:
         self.stalled = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.finishes = True
+        self.accepts = False
         self.requests: list[ChatRequest] = []
         #: Answers that were made no further because nobody wanted them.
         self.stopped = 0
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ModelEvent, None]:
         self.requests.append(request)
+        if self.accepts:
+            yield Accepted()
         if self.failures:
             raise self.failures.pop(0)
         try:

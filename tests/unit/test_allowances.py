@@ -18,7 +18,7 @@ from deployments import chat as chat_deployment
 from deployments.allowances import Allowances
 from deployments.chat import Chat
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
-from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelRefused, TooManyTurns
+from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelRefused, ModelUnavailable, TooManyTurns
 from deployments.question import Asked, Question
 from tests.unit.handles import EchoModel, tenant
 from tests.unit.objects_fixtures import ring
@@ -119,6 +119,22 @@ async def in_flight(talk: Talk, name: str, client: str = "ann") -> tuple[int, in
     turns = (await left(talk, name, client))["turns_in_flight"]
     assert turns is not None
     return turns["client"], turns["tenant"]
+
+
+@pytest.mark.parametrize(("accepts", "is_paid"), [(True, True), (False, False)])
+async def test_a_prompt_that_was_read_is_paid_for_though_nothing_came_of_it(
+    talk: Talk, accepts: bool, is_paid: bool
+) -> None:
+    model = EchoModel()
+    model.accepts = accepts
+    model.failure = ModelUnavailable("the answer broke off", 60.0)
+    await talk.answer(talk.replica(model), of("rich"))
+
+    async def is_settled() -> bool:
+        used, promised = await spent(talk, "rich", "input_tokens")
+        return promised == 0 and used == (model.requests[0].estimated_input_tokens() if is_paid else 0)
+
+    await until(is_settled)
 
 
 async def sessions_of(talk: Talk, name: str) -> int:

@@ -14,6 +14,7 @@ import pytest
 from deployments import chat_client
 from deployments.chat_client import ANSWER_BYTES_MAX, MAX_RETRY_AFTER_S, PROBLEM_CHARS_MAX, TOKENS_MAX
 from deployments.chat_request import (
+    Accepted,
     ChatMessage,
     ChatRequest,
     Finished,
@@ -36,8 +37,11 @@ QUESTION = ChatRequest(
 
 
 async def ask(script: Script, request: ChatRequest = QUESTION) -> list[ModelEvent]:
+    """The answer, after the server has taken the request."""
     async with serving(script) as server, talking() as client:
-        return [event async for event in client.stream(request, base_url=server.base_url, model="m")]
+        events = [event async for event in client.stream(request, base_url=server.base_url, model="m")]
+    assert events.pop(0) == Accepted()
+    return events
 
 
 async def failing(script: Script, request: ChatRequest = QUESTION) -> ModelError:
@@ -100,6 +104,7 @@ async def test_what_else_is_asked_for_is_sent_in_the_protocols_words() -> None:
         frequency_penalty=-1,
         stop=["a"],
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        user="ann",
     )
     async with serving(hello) as server, talking() as client:
         request = replace(QUESTION, options=options)
@@ -113,6 +118,7 @@ async def test_what_else_is_asked_for_is_sent_in_the_protocols_words() -> None:
         "frequency_penalty": -1,
         "stop": ["a"],
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        "user": "ann",
     }
     assert set(sent) == {"model", "messages", "max_tokens", "temperature", "stream", "stream_options"}
 
@@ -201,7 +207,7 @@ async def test_a_connection_that_may_be_used_again_is_once_its_answer_was_read_t
     async with listener, talking() as client:
         for _ in range(3):
             events = [event async for event in client.stream(QUESTION, base_url=base_url, model="m")]
-            assert [type(event) for event in events] == [TextDelta, Finished]
+            assert [type(event) for event in events] == [Accepted, TextDelta, Finished]
     assert connections == (1 if end.startswith(b"0") else 3)
 
 
@@ -386,6 +392,18 @@ async def test_a_server_that_never_answers_times_out() -> None:
     assert error.timeout_s == 0.1
 
 
+async def test_a_server_that_has_taken_the_request_is_known_before_it_says_anything() -> None:
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await asyncio.Event().wait()
+
+    async with serving(script) as server, talking() as client:
+        answer = client.stream(replace(QUESTION, timeout_s=0.3), base_url=server.base_url, model="m")
+        assert await anext(answer) == Accepted()
+        with pytest.raises(ModelTimeout):
+            await anext(answer)
+
+
 async def test_a_server_that_stalls_in_the_middle_times_out_after_its_pieces_were_given() -> None:
     async def script(reply: Reply) -> None:
         await reply.head()
@@ -394,7 +412,7 @@ async def test_a_server_that_stalls_in_the_middle_times_out_after_its_pieces_wer
 
     async with serving(script) as server, talking() as client:
         answer = client.stream(replace(QUESTION, timeout_s=0.3), base_url=server.base_url, model="m")
-        assert await anext(answer) == TextDelta(text="a")
+        assert [await anext(answer), await anext(answer)] == [Accepted(), TextDelta(text="a")]
         with pytest.raises(ModelTimeout):
             await anext(answer)
         await asyncio.wait_for(server.hung_up.wait(), 5)
@@ -468,7 +486,7 @@ async def test_closing_the_answer_hangs_up_on_the_server() -> None:
 
     async with serving(script) as server, talking() as client:
         answer = client.stream(QUESTION, base_url=server.base_url, model="m")
-        assert await anext(answer) == TextDelta(text="a")
+        assert [await anext(answer), await anext(answer)] == [Accepted(), TextDelta(text="a")]
         await answer.aclose()
         await asyncio.wait_for(server.hung_up.wait(), 5)
 
@@ -659,6 +677,7 @@ async def test_calls_of_an_answer_that_breaks_off_are_not_given() -> None:
 
     async with serving(script) as server, talking() as client:
         answer = client.stream(WITH_TOOLS, base_url=server.base_url, model="m")
+        assert await anext(answer) == Accepted()
         with pytest.raises(ModelUnavailable):
             await anext(answer)
 

@@ -16,7 +16,7 @@ from actors import KeyValue
 from actors.key_value import STORE_NAME
 from deployments.chat_client import ChatClient
 from deployments.chat_request import ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta, ToolCall, ToolSpec
-from deployments.errors import ModelRefused, ModelTimeout, ModelUnavailable
+from deployments.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable
 from deployments.generation import Generation, GenerationEvent, GenerationLimits, Usage
 from deployments.tool import ToolContext, tool_from
 from deployments.toolbox import ToolBox, ToolResult
@@ -300,6 +300,52 @@ async def test_a_server_that_breaks_off_after_tools_is_unavailable_and_what_was_
             _ = [event async for event in made.events()]
     assert made.usage.output_tokens == 6
     assert made.usage.shown()["total_tokens"] == made.usage.input_tokens + 6
+
+
+async def silent(reply: Reply) -> None:
+    await reply.head()
+    await asyncio.Event().wait()
+
+
+async def hangs_up(reply: Reply) -> None:
+    await reply.head()
+
+
+async def busy(reply: Reply) -> None:
+    await reply.problem("429 Too Many Requests", {}, {"retry-after": "7"})
+
+
+async def refuses(reply: Reply) -> None:
+    await reply.problem("400 Bad Request", {"error": {"message": "no"}})
+
+
+async def refuses_late(reply: Reply) -> None:
+    await reply.head()
+    await reply.event({"error": {"message": "no", "type": "invalid_request_error"}})
+
+
+async def never_answers(reply: Reply) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("script", "is_read"),
+    [
+        (silent, True),
+        (hangs_up, True),
+        (busy, False),
+        (refuses, False),
+        (refuses_late, False),
+        (never_answers, False),
+    ],
+)
+async def test_a_prompt_that_a_server_has_taken_counts_though_nothing_came_of_it(script: Script, is_read: bool) -> None:
+    async with generating(script, None, timeout_s=0.3) as (made, server):
+        with pytest.raises(ModelError):
+            _ = [event async for event in made.events()]
+    assert len(server.bodies) == 1
+    input_tokens = QUESTION.estimated_input_tokens() if is_read else 0
+    assert made.usage == Usage(input_tokens=input_tokens, output_tokens=0, estimated=is_read)
 
 
 async def test_a_server_that_sends_rubbish_is_unavailable(box: ToolBox) -> None:

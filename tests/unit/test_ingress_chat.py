@@ -24,7 +24,7 @@ from deployments.ingress.problem import MEDIA_TYPE
 from deployments.question import Question
 from tests.unit.handles import EchoModel, Handle, services_over
 from tests.unit.objects_fixtures import ring
-from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at
+from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at, until
 
 LOST = ObjectReset("ChatSession/acme:s", "its host was lost")
 PIECES = ("line\r\n\nevent: error\n", "🐟")
@@ -173,6 +173,19 @@ async def test_a_turn_that_fails_is_the_last_event_of_a_stream_and_the_status_of
     served.model.failures = [failure, failure]
     assert events_of(await client.post("/chat", json={"message": "Why?"}))[-1]["event"] == "error"
     problem(await client.post("/chat", json={"message": "Why?", "stream": False}), status)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_message_that_can_never_fit_behind_what_its_session_begins_with_is_refused(
+    client: httpx.AsyncClient, served: Served, stream: bool
+) -> None:
+    session_id = await served.talk.new_session("tight")
+    await served.talk.sessions.extend("tight", session_id, [{"role": "system", "content": "word " * 1_000}])
+    body = {"message": "Why?", "session_id": session_id, "stream": stream}
+    refused = await client.post("/chat", json=body, headers={"authorization": "Bearer sk-tight"})
+    assert fields(refused) == ["message"]
+    assert refused.json()["code"] == "context_length_exceeded"
+    assert await served.talk.said(session_id, "tight") == [("system", "word " * 1_000)]
 
 
 async def test_a_stream_whose_session_is_lost_ends_and_can_be_taken_up_again(
@@ -404,6 +417,13 @@ async def test_a_question_that_was_cut_off_is_told_again_also_when_its_events_ar
     app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
     problem(await client.post("/chat", json={"message": "Why?", "stream": False}, headers=key()), 503)
     app.state.services = served.services
+    session_id = (await only_session(client))["id"]
+
+    async def has_ended() -> bool:
+        (turn,) = (await served.talk.turns.page("acme", session_id, limit=10, before=None))["turns"]
+        return turn["status"] == "completed"
+
+    await until(has_ended)
     served.talk.clock.advance(TENANTS["acme"].turns.events_kept_s + 1)
     await ring(served.talk.objects, served.talk.clock)
     again = await client.post("/chat", json={"message": "Why?", "stream": stream}, headers=key())

@@ -162,7 +162,8 @@ async def test_the_tenants_settings_hold_where_the_question_has_none(talk: Talk)
     [
         (ModelUnavailable("overloaded", 2.5), "ModelUnavailable", True, 2.5),
         (ModelTimeout(30), "ModelTimeout", True, None),
-        (ModelRefused("too long", "context_length_exceeded"), "ModelRefused", False, None),
+        (ModelRefused("no", "bad"), "ModelRefused", False, None),
+        (ModelRefused("too long", "context_length_exceeded"), "context_length_exceeded", False, None),
         (RayActorError(), "ModelUnavailable", True, 1.0),
         (RuntimeError("/secret/path"), "ModelUnavailable", True, 1.0),
     ],
@@ -186,6 +187,17 @@ async def test_what_was_shown_of_an_answer_is_kept_when_the_model_fails(
     assert answering["data"]["turn_id"] == events[0]["data"]["turn_id"]
     assert answering["data"]["usage"]["estimated"]
     assert answering["data"]["usage"]["output_tokens"] == 2
+
+
+async def test_a_turn_that_is_stopped_before_the_first_word_counts_what_the_model_has_read(talk: Talk) -> None:
+    model = EchoModel("Never", stalls_at=0)
+    model.accepts = True
+    asked = await talk.replica(model).begin(question())
+    await model.stalled.wait()
+    await talk.turns.cancel("acme", asked.session_id, asked.turn_id)
+    turn = await talk.ended(asked)
+    read = model.requests[0].estimated_input_tokens()
+    assert turn["usage"] == {"input_tokens": read, "output_tokens": 0, "total_tokens": read, "estimated": True}
 
 
 async def test_an_answer_without_an_end_is_incomplete(talk: Talk) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from actors import ChatSession, ObjectNotFound, ObjectReset
+from configs.tenant import TurnsConfig
 from deployments import turns
-from deployments.errors import EventsGone
+from deployments.errors import EventsGone, ModelRefused
 from deployments.question import Asked
+from tests.unit import handles
 from tests.unit.handles import EchoModel
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import TENANTS, WITHIN_S, Talk, everything, question, talk_at, text_of, types_of
@@ -30,6 +32,39 @@ async def answered(talk: Talk, *pieces: str) -> Asked:
     asked = await talk.replica(EchoModel(*pieces)).begin(question())
     await talk.ended(asked)
     return asked
+
+
+async def test_events_are_kept_for_as_long_as_their_tenant_says_and_longer_where_the_turn_broke_off(
+    tmp_path: Path,
+) -> None:
+    brief = handles.tenant("brief", turns=TurnsConfig(events_kept_s=5, broken_events_kept_s=50))
+    with talk_at(tmp_path, {"brief": brief}) as talk:
+        failing = EchoModel("Half", failure=ModelRefused("no more"))
+        asked: list[Asked] = []
+        for model in (EchoModel("Yes"), failing):
+            asked.append(await talk.replica(model).begin(question(tenant="brief", retrieve=False)))
+            await talk.ended(asked[-1], "brief")
+        endings = [types_of(await talk.events(one, "brief"))[-1] for one in asked]
+        assert endings == ["turn.completed", "turn.incomplete"]
+
+        async def still_kept() -> list[bool]:
+            await ring(talk.objects, talk.clock)
+            return [await are_kept(talk, one) for one in asked]
+
+        for seconds, kept in ((4, [True, True]), (2, [False, True]), (43, [False, True]), (2, [False, False])):
+            talk.clock.advance(seconds)
+            async with asyncio.timeout(WITHIN_S):
+                # The alarm that tells of a turn's usage may still be under way.
+                while await still_kept() > kept:
+                    pass
+            assert await still_kept() == kept
+
+
+async def are_kept(talk: Talk, asked: Asked) -> bool:
+    try:
+        return bool(await talk.events(asked, "brief"))
+    except EventsGone:
+        return False
 
 
 async def test_several_readers_hear_all_events_of_one_turn_whenever_they_come(talk: Talk) -> None:

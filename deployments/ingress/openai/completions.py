@@ -105,6 +105,7 @@ class NewCompletion(Body):
             frequency_penalty=self.frequency_penalty,
             stop=self.stop or None,
             response_format=None if self.response_format is None else self.response_format.asked(),
+            user=self.user or None,
         )
 
     def offered(self) -> tuple[tuple[ToolSpec, ...], str | None]:
@@ -197,7 +198,6 @@ def _question(tenant: str, body: NewCompletion) -> Question:
     return Question(
         tenant=tenant,
         message=None,
-        user_id=body.user or None,
         retrieve=body.is_to_retrieve(),
         top_k=body.top_k,
         max_tokens=body.tokens_max,

@@ -11,14 +11,16 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from actors.document_index import Passage
 from actors.message import FOR_CLIENT
 from actors.turn import EventType, TurnEvent, Usage
 from configs.tenant import TenantConfig
 from deployments import prompt
+from deployments.call_usage import CallUsage
 from deployments.chat_request import (
+    Accepted,
     ChatMessage,
     ChatRequest,
     Finished,
@@ -37,6 +39,9 @@ from deployments.turn_runner import as_error, known
 from deployments.usage_log import new_use_id
 
 logger = logging.getLogger("mobula.ingress")
+
+#: What there is of an answer itself.
+AnswerEvent: TypeAlias = TextDelta | ToolCall | Finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,36 +110,35 @@ async def _with_passages(
 
 async def _pieces(
     services: Services, tenant: str, model: str, asked: ChatRequest, use_id: str, allowance: TurnAllowance | None
-) -> AsyncGenerator[ModelEvent, None]:
+) -> AsyncGenerator[AnswerEvent, None]:
     """What the model says. Its tokens count for the tenant, however it ends."""
-    said = 0
-    finished: Finished | None = None
+    used = CallUsage(asked)
     stream: Stream = services.model.stream
     if allowance is not None:
         allowance.hold()
         stream = allowance.paid(stream, attempt=1)
     try:
         async with aclosing(stream(asked)) as answer:
-            async for event in answer:
-                said += 1
-                finished = event if isinstance(event, Finished) else None
-                yield event
-        if finished is None:
-            raise ModelUnavailable("the answer broke off", 1.0)
+            event: ModelEvent | None = None
+            while not isinstance(event, Finished):
+                with used.watched():
+                    event = await anext(answer, None)
+                if event is None:
+                    raise ModelUnavailable("the answer broke off", 1.0)
+                used.take(event)
+                if not isinstance(event, Accepted):
+                    yield event
     finally:
-        if finished is not None:
-            used = (finished.input_tokens, finished.output_tokens)
-        else:
-            used = (asked.estimated_input_tokens(), said)
-        if said:
-            services.usage.note(tenant, model, input_tokens=used[0], output_tokens=used[1], use_id=use_id)
+        if used.tokens is not None:
+            input_tokens, output_tokens, _ = used.tokens
+            services.usage.note(tenant, model, input_tokens=input_tokens, output_tokens=output_tokens, use_id=use_id)
         if allowance is not None:
             allowance.close()
 
 
 async def _events(
-    pieces: AsyncGenerator[ModelEvent, None],
-    first: ModelEvent,
+    pieces: AsyncGenerator[AnswerEvent, None],
+    first: AnswerEvent,
     question: DirectQuestion,
     sources: list[dict[str, Any]],
 ) -> AsyncGenerator[TurnEvent, None]:

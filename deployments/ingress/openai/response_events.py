@@ -16,12 +16,14 @@ from typing import Any
 
 from actors.message import FOR_CLIENT
 from actors.turn import TurnEvent, Usage
+from deployments.errors import ModelRefused
 
 SERVER_LABEL = "mobula"
 #: Codes that clients know, by ours.
 _CODES = {
     "ModelRefused": "invalid_prompt",
     "InvalidArgument": "invalid_prompt",
+    ModelRefused.CONTEXT_LENGTH: "invalid_prompt",
     "BudgetTooSmall": "invalid_prompt",
     "BudgetExceeded": "rate_limit_exceeded",
 }

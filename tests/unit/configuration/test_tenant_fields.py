@@ -140,5 +140,10 @@ def test_a_tokenizer_counts_from_the_file_that_names_it_and_must_be_there(worksp
     assert workspace.load(tenant_with(model=model)).model.tokenizer == (workspace.root / "tokenizer.json").resolve()
 
 
+def test_events_are_kept_for_ten_minutes_and_for_an_hour_where_a_turn_broke_off(workspace: Workspace) -> None:
+    turns = workspace.load(tenant_with()).turns
+    assert (turns.events_kept_s, turns.broken_events_kept_s) == (600.0, 3600.0)
+
+
 def test_classes_that_tenants_can_not_place_are_pooled() -> None:
     assert load_tenants(load_service({}))["acme"].placement.of("Anything") == "pooled"

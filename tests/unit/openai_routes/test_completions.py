@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from actors import TokenUsage
 from actors.token_usage import USAGE_NAME
 from deployments.chat_request import ChatMessage, ToolCall
-from deployments.errors import ModelRefused, ModelUnavailable
+from deployments.errors import ModelError, ModelRefused, ModelUnavailable
 from deployments.ingress.openai.direct import DirectQuestion, ask_model
 from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
 from tests.unit.talk import passage
@@ -51,6 +51,21 @@ async def test_a_completion_is_an_answer_with_its_tokens(client: openai.AsyncOpe
         13,
     )
     assert await used(lab) == [("embedded", 11, 2)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_read"), [(ModelUnavailable("the answer broke off", 1.0), True), (ModelRefused("no"), False)]
+)
+async def test_a_prompt_that_was_read_counts_though_nothing_came_of_it(
+    client: openai.AsyncOpenAI, lab: Lab, failure: ModelError, is_read: bool
+) -> None:
+    lab.model.accepts = True
+    lab.model.failures = [failure]
+    with pytest.raises(openai.APIStatusError):
+        await whole(client)
+    read = lab.model.requests[0].estimated_input_tokens()
+    assert await used(lab) == ([("embedded", read, 0)] if is_read else [])
+    assert (await whole(client)).choices[0].message.content == TEXT
 
 
 async def test_without_a_session_nothing_is_stored_but_the_tokens(client: openai.AsyncOpenAI, lab: Lab) -> None:
@@ -297,13 +312,14 @@ async def test_how_an_answer_is_to_be_made_is_told_to_the_model(
         "frequency_penalty": -2,
         "stop": ["a", "b"],
         "response_format": {"type": "json_schema", "json_schema": schema},
+        "user": "ann",
     }
     metadata = {"session_id": await lab.talk.new_session()} if in_session else None
     await whole(client, metadata=metadata, **asked)
     assert lab.model.requests[0].options.given() == asked
     await whole(client, metadata=metadata, stop=".", response_format={"type": "json_object"})
     assert lab.model.requests[1].options.given() == {"stop": ["."], "response_format": {"type": "json_object"}}
-    await whole(client, metadata=metadata, stop=[], response_format={"type": "text"})
+    await whole(client, metadata=metadata, stop=[], response_format={"type": "text"}, user="")
     assert lab.model.requests[2].options.given() == {}
 
 

@@ -184,6 +184,27 @@ async def test_what_does_not_fit_is_told_as_a_context_that_is_too_short(app: Fas
         assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_conversation_that_begins_with_too_much_is_refused_before_anything_is_stored(
+    app: FastAPI, lab: Lab, stream: bool
+) -> None:
+    long: Any = [{"type": "message", "role": "developer", "content": "word " * 20}] * 20
+    async with lab.client(app, "sk-tight") as client:
+        conversation = (await client.conversations.create(items=long)).id
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(model="default", input="Why?", conversation=conversation, stream=stream)
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(
+                model="default",
+                messages=[{"role": "user", "content": "Why?"}],
+                metadata={"session_id": f"s{conversation.removeprefix('conv_')}"},
+                stream=stream,
+            )
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+        assert len([item async for item in client.conversations.items.list(conversation)]) == len(long)
+
+
 async def test_what_else_is_wrong_with_a_message_is_not_called_too_long(client: openai.AsyncOpenAI, lab: Lab) -> None:
     lab.chat.errors["begin"] = InvalidArgument("message", "Why?", "is not to be asked")
     with pytest.raises(openai.BadRequestError, match="not to be asked") as refused:

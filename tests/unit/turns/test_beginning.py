@@ -47,6 +47,7 @@ async def test_a_turn_is_a_row_and_a_question_before_anything_runs(
         "request": {"top_k": 3},
         "told": None,
         "history": [],
+        "older": None,
     }
     turn = await session.turn("t1")
     assert turn == found["turn"]
