@@ -44,7 +44,22 @@ class Load:
         """What it must have given between the first answer and the last request."""
         heard_s, sent_s = min(heard for _, heard in self.spans_s), max(sent for sent, _ in self.spans_s)
         whole = self.capacity + self.refill_per_second * (sent_s - heard_s)
-        return whole - max(1.0, whole * MISSED_SHARE_MAX)
+        return whole - self.overflowed - max(1.0, whole * MISSED_SHARE_MAX)
+
+    @property
+    def overflowed(self) -> float:
+        """What came while it was full, where a machine that stalls has fewer requests decided than pay for it.
+
+        As if each had paid when its answer was heard, which is after it did. Nothing, where none waits.
+        """
+        heard_s = sorted(heard for _, heard in self.spans_s)
+        tokens, overflowed = self.capacity, 0.0
+        for before_s, now_s in zip(heard_s[:1] + heard_s, heard_s, strict=False):
+            tokens += self.refill_per_second * (now_s - before_s)
+            overflowed += max(0.0, tokens - self.capacity)
+            tokens = min(tokens, self.capacity)
+            tokens -= tokens >= 1.0
+        return overflowed
 
     async def run(
         self,

@@ -16,7 +16,7 @@ from configs.service import HttpConfig
 from deployments import denials, limit_changes, limiter, strangers
 from deployments.errors import QuotaExceeded
 from deployments.ingress import deployment
-from deployments.ingress.problem import problem_of
+from deployments.ingress.problem import RETRY_AFTER_DEFAULT_S, problem_of
 from deployments.ingress.replies import RateLimitDecision
 from deployments.limiter import Verdict
 from deployments.quotas import RouteQuota, TenantQuotas
@@ -109,7 +109,8 @@ def test_the_numbers_that_it_names_are_those_of_the_code() -> None:
     for named in (
         f"may name up to {words[POLICIES_MAX]} policies",
         f"up to {words[parts]} of `api_key`",
-        "rounded up; at most a day, which also stands for never",
+        f"which also stands for never. On 503: when to try again, mostly in {RETRY_AFTER_DEFAULT_S:g} second",
+        f"0 where they have, {RETRY_AFTER_MAX_S:g} for never",
         f"remembers its last {denials.CLIENTS_MAX:,} denied clients",
         f"heard of for {words[limit_news.LEASE_S]} seconds",
         f"Without word of resets for {words[limit_news.LEASE_S]} seconds",
