@@ -17,7 +17,9 @@ class LiveLimits:
 
     def __init__(self, tenants: Mapping[str, TenantConfig]) -> None:
         self._limits = {name: tenant.limits for name, tenant in tenants.items()}
-        self._quotas = {name: TenantQuotas.of(limits) for name, limits in self._limits.items()}
+        #: Policies that could be leased at any time since: some of their tokens may come back when they no longer can.
+        self._lent: dict[str, set[str]] = {}
+        self._quotas = {name: self._quotas_of(name) for name in self._limits}
 
     def of(self, tenant: str) -> TenantQuotas:
         return self._quotas[tenant]
@@ -31,5 +33,10 @@ class LiveLimits:
         changed = [name for name, new in limits.items() if self._limits.get(name, new) != new]
         for name in changed:
             self._limits[name] = limits[name]
-            self._quotas[name] = TenantQuotas.of(limits[name])
+            self._quotas[name] = self._quotas_of(name)
         return changed
+
+    def _quotas_of(self, tenant: str) -> TenantQuotas:
+        limits, lent = self._limits[tenant], self._lent.setdefault(tenant, set())
+        lent.update(policy.name for policy in limits.all_policies if policy.lease is not None)
+        return TenantQuotas.of(limits, lent)

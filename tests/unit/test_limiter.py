@@ -16,7 +16,7 @@ from actors.bucket import Decision, Policy
 from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.object_id import ObjectId
-from configs.limits import PolicyConfig, TenantLimits
+from configs.limits import PolicyConfig, RouteName, TenantLimits
 from deployments.client_name import CLIENT_CHARS_MAX, Requester
 from deployments.denials import Denials
 from deployments.errors import QuotaExceeded, TooManyNewClients
@@ -347,6 +347,32 @@ async def test_a_cheaper_request_and_another_client_are_not_denied_by_what_is_re
     assert (await _check(clients.limiter, _requester(), 2)).allowed
     assert (await _check(clients.limiter, _requester("other"), 4)).allowed
     assert (await _check(clients.limiter, _requester(tenant_name="demo"), 4)).allowed
+
+
+async def test_a_client_that_is_denied_on_one_route_stays_denied_on_another_without_a_call(
+    objects: FailingObjects, clock: ManualClock
+) -> None:
+    policies = (
+        PolicyConfig(name="answers", capacity=3, refill_per_second=0.1, routes=("chat",)),
+        PolicyConfig(name="writes", capacity=2, refill_per_second=0.2, routes=("kv",)),
+    )
+    clients = _clients(objects, policies=policies)
+    clients.denials.certain_until(1_000)
+    routes: tuple[RouteName, ...] = ("chat", "kv")
+    for route, cost in zip(routes, (3, 2), strict=True):
+        assert (await clients.limiter.check(_requester(), route, cost)).allowed
+    for route in routes:
+        assert not (await clients.limiter.check(_requester(), route)).allowed
+        clock.advance(1)
+    asked = objects.calls.count(CHECK)
+    for _ in range(5):
+        for route in routes:
+            assert not (await clients.limiter.check(_requester(), route)).allowed
+    assert objects.calls.count(CHECK) == asked
+    clock.advance(3)
+    assert [(await clients.limiter.check(_requester(), route)).allowed for route in routes] == [False, True]
+    clock.advance(5)
+    assert (await clients.limiter.check(_requester(), "chat")).allowed
 
 
 async def test_without_word_of_resets_nothing_is_answered_from_memory(
