@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, ToolsConf
 from deployments.activity import ActivityLog
 from deployments.chat import Chat
 from deployments.documents import Found
+from deployments.limit_counts import Outcome
 from deployments.model_client import Models
 from deployments.question import Asked, Question
 from deployments.sessions import Sessions
@@ -96,6 +98,8 @@ class Talk:
         self.sessions = Sessions(self.objects, tenants, self.activity, self.clock.now)
         self.turns = Turns(self.sessions)
         self.library = Library()
+        #: What replicas have told of limits.
+        self.counted: Counter[tuple[str, str, str]] = Counter()
         self.search = Handle(self.library)
 
     def replica(self, model: Models) -> Chat:
@@ -104,8 +108,12 @@ class Talk:
             tenants=self.tenants,
             model=model,
             search=self.search,
+            count=self.count,
             now=self.clock.now,
         )
+
+    def count(self, outcome: Outcome, tenant: str, policy: str, number: int) -> None:
+        self.counted[outcome, tenant, policy] += number
 
     async def new_session(self, tenant_name: str = "acme") -> str:
         return (await self.sessions.create(tenant_name))["id"]

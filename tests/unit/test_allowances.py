@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from actors import ObjectConflict, ObjectOverloaded, TokenUsage
+from actors import ObjectConflict, ObjectOverloaded, ObjectReset, TokenUsage
+from actors.runtime.call import Call, Reply
+from actors.runtime.object_id import ObjectId
 from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, USAGE_NAME, Allowance
 from actors.turn_leases import LEASE_S
 from configs.budgets import BudgetConfig, ConcurrencyConfig
+from configs.limits import TenantLimits
 from configs.tenant import ModelConfig, TenantConfig, ToolsConfig
 from deployments import chat as chat_deployment
 from deployments.allowances import Allowances
 from deployments.chat import Chat
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
 from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelRefused, TooManyTurns
+from deployments.limit_counts import LimitCounts
+from deployments.live_limits import LiveLimits
 from deployments.question import Asked, Question
 from tests.unit.handles import EchoModel, tenant
 from tests.unit.objects_fixtures import ring
@@ -47,6 +52,11 @@ def limited(
     )
 
 
+def failing(fail: Literal["open", "closed"]) -> TenantLimits:
+    """Soon, where nobody answers; later than a host that is busy."""
+    return TenantLimits(fail=fail, fail_after_s=0.2)
+
+
 SERVER = ModelConfig(base_url="http://127.0.0.1:1/v1", model="m", max_tokens=ANSWER_TOKENS)
 TENANTS = {
     "acme": tenant("acme"),
@@ -61,9 +71,18 @@ TENANTS = {
         model=SERVER,
         tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
     ),
+    "hasty": limited(
+        "hasty",
+        output_tokens=5 * ANSWER_TOKENS,
+        model=SERVER,
+        tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
+        limits=failing("closed"),
+    ),
     # What the question comes to in bytes is more than one of sixteen parts of it.
     "counted": limited("counted", input_tokens=1_000),
     "rich": limited("rich", input_tokens=10**6),
+    "open": limited("open", output_tokens=5 * ANSWER_TOKENS, per_client=2, limits=failing("open")),
+    "closed": limited("closed", output_tokens=5 * ANSWER_TOKENS, per_client=2, limits=failing("closed")),
     "estimated": limited("estimated", input_tokens=10**6, model=SERVER),
 }
 
@@ -105,7 +124,8 @@ def of(name: str, message: str = "Why?", **fields: Any) -> Question:
 
 
 async def left(talk: Talk, name: str, client: str = "ann") -> Allowance:
-    return await Allowances(talk.objects, TENANTS, EchoModel()).left(name, client)
+    allowances = Allowances(talk.objects, TENANTS, EchoModel(), LiveLimits(TENANTS), LimitCounts(lambda *_: None))
+    return await allowances.left(name, client)
 
 
 async def spent(talk: Talk, name: str, kind: str = "output_tokens") -> tuple[int, int]:
@@ -342,6 +362,83 @@ async def test_where_nobody_can_say_nothing_is_begun(talk: Talk) -> None:
     with pytest.raises(ObjectOverloaded):
         await talk.replica(EchoModel("Because")).begin(of("both"))
     assert await sessions_of(talk, "both") == 0
+
+
+#: Far less than a call of an object has by itself.
+SOON_S = 5.0
+UNHEARD = ObjectReset("TokenUsage/open:tokens", "its host was lost")
+
+
+@pytest.fixture(params=["lost", "hangs"])
+def is_away(request: pytest.FixtureRequest, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner of budgets can't be asked for anything."""
+    send = talk.objects.send
+
+    async def hang(object_id: ObjectId, call: Call) -> Reply:
+        if (object_id.class_name, call[3]) in ((USAGE, "admit"), (USAGE, "reserve")):
+            await asyncio.Event().wait()
+        return await send(object_id, call)
+
+    if request.param == "hangs":
+        monkeypatch.setattr(talk.objects, "send", hang)
+    else:
+        talk.objects.failing.update({(USAGE, method): [UNHEARD] * 1_000 for method in ("admit", "reserve")})
+
+
+@pytest.mark.usefixtures("is_away")
+async def test_where_the_owner_is_away_a_tenant_that_fails_closed_is_refused_when_it_says_and_that_is_counted(
+    talk: Talk,
+) -> None:
+    chat = talk.replica(EchoModel("Because"))
+    async with asyncio.timeout(SOON_S):
+        for _ in range(2):
+            with pytest.raises(ObjectReset):
+                await chat.begin(of("closed"))
+    assert await sessions_of(talk, "closed") == 0
+    await chat.drain()
+    assert talk.counted == {("refused", "closed", "budgets"): 2}
+
+
+@pytest.mark.usefixtures("is_away")
+async def test_where_the_owner_is_away_a_tenant_that_fails_open_is_let_through_when_it_says_and_that_is_counted(
+    talk: Talk,
+) -> None:
+    model = EchoModel("Because")
+    chat = talk.replica(model)
+    async with asyncio.timeout(SOON_S):
+        for _ in range(2):
+            asked = await chat.begin(of("open"))
+            assert (await talk.ended(asked, "open"))["status"] == "completed"
+    assert len(model.requests) == 2
+    await chat.drain()
+    assert talk.counted == {("let_through", "open", "budgets"): 2}
+
+
+async def test_who_overloads_the_owner_is_refused_whatever_its_tenant_says(talk: Talk) -> None:
+    talk.objects.failing[USAGE, "admit"] = [ObjectOverloaded("TokenUsage/open:tokens", "too many calls", 2.0)]
+    chat = talk.replica(EchoModel("Because"))
+    with pytest.raises(ObjectOverloaded):
+        await chat.begin(of("open"))
+    assert await sessions_of(talk, "open") == 0
+    await chat.drain()
+    assert talk.counted == {("refused", "open", "budgets"): 1}
+
+
+async def test_a_call_does_not_wait_for_long_until_what_the_one_before_has_used_is_told(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = talk.objects.send
+
+    async def hang(object_id: ObjectId, call: Call) -> Reply:
+        if (object_id.class_name, call[3]) == (USAGE, "settle"):
+            await asyncio.Event().wait()
+        return await send(object_id, call)
+
+    monkeypatch.setattr(talk.objects, "send", hang)
+    model = Calling(*["word"] * 25)
+    async with asyncio.timeout(SOON_S):
+        turn = await talk.ended(await talk.replica(model).begin(of("hasty")), "hasty")
+    assert (turn["status"], len(model.requests)) == ("completed", 2)
 
 
 async def test_the_lease_of_a_turn_that_runs_is_renewed(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
