@@ -16,7 +16,7 @@ from actors.bucket import Decision, Policy
 from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.object_id import ObjectId
-from configs.limits import PolicyConfig, RouteName, TenantLimits
+from configs.limits import LeaseConfig, PolicyConfig, RouteName, TenantLimits
 from deployments.client_name import CLIENT_CHARS_MAX, Requester
 from deployments.denials import Denials
 from deployments.errors import QuotaExceeded, TooManyNewClients
@@ -225,6 +225,29 @@ async def test_a_tenant_that_fails_open_is_let_through_without_its_bucket_and_th
     assert caplog.messages == ["limits=let_through tenant=acme policy=- requests=3"]
     objects.failing[CHECK] = []
     assert (await _check(clients.limiter, _requester(), 1)).remaining == 4
+
+
+@pytest.mark.parametrize("lease", [None, LeaseConfig(tokens=2)])
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_a_bucket_that_never_answers_keeps_nobody_waiting_for_longer_than_the_tenant_says(
+    objects: FailingObjects, monkeypatch: pytest.MonkeyPatch, fail: str, lease: LeaseConfig | None
+) -> None:
+    async def hang(object_id: ObjectId, call: Call) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    policies = (PolicyConfig(name="burst", capacity=5, refill_per_second=0, lease=lease),)
+    clients = _clients(objects, fail=fail, fail_after_s=0.1, policies=policies)
+    monkeypatch.setattr(objects, "send", hang)
+    # A call has a minute by itself.
+    async with asyncio.timeout(5):
+        if fail == "open":
+            verdict = await _check(clients.limiter, _requester(), 1)
+            assert (verdict.allowed, verdict.decision) == (True, None)
+        else:
+            with pytest.raises(ObjectReset):
+                await _check(clients.limiter, _requester(), 1)
+    assert clients.told.all() == [("let_through" if fail == "open" else "refused", "acme", "", 1)]
 
 
 async def test_while_a_new_client_waits_for_its_next_try_others_have_their_turn(objects: FailingObjects) -> None:
