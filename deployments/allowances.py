@@ -28,7 +28,7 @@ class Allowances:
 
     Args:
         model: Counts the tokens of the embedded model.
-        limits: Say what becomes of a turn where nobody can be asked about it.
+        limits: What each tenant may use now, and what becomes of a turn where nobody can be asked about it.
         counts: Told of that.
     """
 
@@ -45,15 +45,14 @@ class Allowances:
         self._usages = objects.namespace(TokenUsage)
         self._limits = limits
         self._counts = counts
-        self._tenants = {
-            name: tenant for name, tenant in tenants.items() if tenant.budgets or tenant.concurrency.is_limited
-        }
-        self._counters = token_count.counters_of(self._tenants, model)
+        # Of all of them: any may come to be limited.
+        self._counters = token_count.counters_of(tenants, model)
         self._renew_every_s = renew_every_s
         self._tasks: set[asyncio.Task[None]] = set()
 
     def is_limited(self, tenant: str) -> bool:
-        return tenant in self._tenants
+        config = self._limits.tenant(tenant)
+        return bool(config.budgets) or config.concurrency.is_limited
 
     async def admit(
         self, tenant: str, turn_id: str, holder: str, client: str, first: FirstCall
@@ -80,9 +79,9 @@ class Allowances:
 
     def _terms(self, name: str) -> Terms | None:
         """What a turn may use that begins now, or is taken over."""
-        tenant, limits = self._tenants.get(name), self._limits.of(name)
-        if tenant is None:
+        if not self.is_limited(name):
             return None
+        tenant = self._limits.tenant(name)
         return Terms(
             budgets=tuple(Budget(**budget.model_dump()) for budget in tenant.budgets),
             concurrency=Concurrency(tenant.concurrency.per_client, tenant.concurrency.per_tenant),
@@ -90,8 +89,8 @@ class Allowances:
             context_tokens=tenant.model.context_tokens,
             counter=self._counters[name],
             promised_for_s=tenant.model.timeout_s + PROMISE_MARGIN_S,
-            fails_open=limits.fail == "open",
-            fail_after_s=limits.fail_after_s,
+            fails_open=tenant.limits.fail == "open",
+            fail_after_s=tenant.limits.fail_after_s,
         )
 
     async def left(self, tenant: str, client: str) -> Allowance:

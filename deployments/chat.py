@@ -24,11 +24,13 @@ from actors.directory import SessionMetadata
 from actors.runtime.namespace import Stub
 from actors.turn import Begun, Claim, NewTurn
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
+from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.allowances import Allowances
 from deployments.answers import Answers
 from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelUnavailable, TooManyTurns
+from deployments.limit_changes import LimitChanges
 from deployments.limit_counts import TELL_EVERY_S, LimitCounts, Outcome
 from deployments.limit_metric import counter
 from deployments.live_limits import LiveLimits
@@ -36,6 +38,7 @@ from deployments.model_client import ModelClient, Models
 from deployments.prompt import Prompt
 from deployments.question import Asked, Question, can_be_gone_on_with, new_turn_id
 from deployments.sessions import Sessions
+from deployments.tenant_files import TenantFiles
 from deployments.turn_allowance import FirstCall, TurnAllowance
 from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
 
@@ -59,6 +62,7 @@ class Chat:
     def __init__(
         self,
         *,
+        config: ServiceConfig,
         connect: Callable[[], Objects],
         tenants: Mapping[str, TenantConfig],
         model: Models,
@@ -75,7 +79,17 @@ class Chat:
         self._runner = TurnRunner(tenants=tenants, answers=self._answers, activity=self._activity)
         self._model = model
         self._counts = LimitCounts(count)
-        self._allowances = Allowances(self._objects, tenants, model, LiveLimits(tenants), self._counts)
+        limits = LiveLimits(tenants)
+        # Nothing is remembered of clients here.
+        self._limit_changes = LimitChanges(
+            self._objects,
+            TenantFiles(config, tenants),
+            limits,
+            (),
+            reader=secrets.token_hex(8),
+            monotonic=time.monotonic,
+        )
+        self._allowances = Allowances(self._objects, tenants, model, limits, self._counts)
         self._running: set[asyncio.Task[None]] = set()
         #: What goes on beside questions.
         self._beside: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
@@ -190,7 +204,7 @@ class Chat:
 
         So with whatever else goes on beside questions.
         """
-        for work in (self._take, self._tell_counts):
+        for work in (self._take, self._tell_counts, self._limit_changes.listen, self._limit_changes.watch):
             if work not in self._beside or self._beside[work].done():
                 task = asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
                 self._beside[work] = task
@@ -295,13 +309,19 @@ class ChatReplica(Chat):
     def __init__(
         self,
         *,
+        config: ServiceConfig,
         connect: Callable[[], Objects],
         tenants: Mapping[str, TenantConfig],
         model: DeploymentHandle,
         search: DeploymentHandle,
     ) -> None:
         super().__init__(
-            connect=connect, tenants=tenants, model=ModelClient.here(model), search=search, count=counter()
+            config=config,
+            connect=connect,
+            tenants=tenants,
+            model=ModelClient.here(model),
+            search=search,
+            count=counter(),
         )
 
     async def __del__(self) -> None:

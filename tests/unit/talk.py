@@ -15,6 +15,7 @@ from actors.message import Message
 from actors.runtime.clock import ManualClock
 from actors.turn import FINAL, TurnEvent, TurnInfo
 from configs.budgets import BudgetConfig, ConcurrencyConfig
+from configs.service import ServiceConfig
 from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, ToolsConfig, TurnsConfig
 from deployments.activity import ActivityLog
 from deployments.chat import Chat
@@ -94,6 +95,9 @@ class Talk:
         self.clock = ManualClock()
         self.objects = FailingObjects(data_dir, self.clock)
         self.tenants = tenants
+        #: Where files would be that change them.
+        self.tenants_dir = data_dir / "tenants"
+        self.tenants_dir.mkdir()
         self.activity = ActivityLog(self.objects)
         self.sessions = Sessions(self.objects, tenants, self.activity, self.clock.now)
         self.turns = Turns(self.sessions)
@@ -104,6 +108,7 @@ class Talk:
 
     def replica(self, model: Models) -> Chat:
         return Chat(
+            config=ServiceConfig(tenants_dir=self.tenants_dir),
             connect=lambda: self.objects,
             tenants=self.tenants,
             model=model,

@@ -16,15 +16,18 @@ from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, USAGE_NAME, A
 from actors.turn_leases import LEASE_S
 from configs.budgets import BudgetConfig, ConcurrencyConfig
 from configs.limits import TenantLimits
+from configs.service import ServiceConfig
 from configs.tenant import ModelConfig, TenantConfig, ToolsConfig
 from deployments import chat as chat_deployment
 from deployments.allowances import Allowances
 from deployments.chat import Chat
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
 from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelRefused, TooManyTurns
+from deployments.limit_changes import LimitChanges
 from deployments.limit_counts import LimitCounts
 from deployments.live_limits import LiveLimits
 from deployments.question import Asked, Question
+from deployments.tenant_files import TenantFiles
 from tests.unit.handles import EchoModel, tenant
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import Talk, question, talk_at, until
@@ -362,6 +365,84 @@ async def test_where_nobody_can_say_nothing_is_begun(talk: Talk) -> None:
     with pytest.raises(ObjectOverloaded):
         await talk.replica(EchoModel("Because")).begin(of("both"))
     assert await sessions_of(talk, "both") == 0
+
+
+# Changed while it runs
+
+
+def written(talk: Talk, name: str, more: str) -> None:
+    """The tenant's file as it is from now on."""
+    text = f"tenant: {name}\nkeys: [{{id: all, plain: sk-{name}, scopes: [chat]}}]\n"
+    (talk.tenants_dir / f"{name}.yaml").write_text(f"{text}model: {{max_tokens: {ANSWER_TOKENS}}}\n{more}\n")
+
+
+async def changes_heard_by(talk: Talk, chat: Chat) -> LimitChanges:
+    """Those of an ingress, once the replica listens to what it tells."""
+    await chat.check_health()
+    async with asyncio.timeout(SOON_S):
+        while talk.objects.calls.count(("LimitNews", "poll")) < 2:
+            await asyncio.sleep(0.01)
+    files = TenantFiles(ServiceConfig(tenants_dir=talk.tenants_dir), TENANTS)
+    clock = talk.clock.monotonic
+    return LimitChanges(talk.objects, files, LiveLimits(TENANTS), (), reader="ingress", monotonic=clock)
+
+
+def daily(output_tokens: int, name: str = "daily") -> str:
+    return f"budgets: [{{name: {name}, per: day, output_tokens: {output_tokens}}}]"
+
+
+async def test_budgets_that_have_changed_hold_for_the_next_turn_and_give_nobody_tokens(talk: Talk) -> None:
+    model = EchoModel(*["word"] * 60)
+    chat = talk.replica(model)
+    changes = await changes_heard_by(talk, chat)
+    await talk.ended(await chat.begin(of("frugal")), "frugal")
+    await come_back(talk, "frugal")
+    model.stalls_at = 0
+    under_way = await chat.begin(of("frugal"))
+    # 60 are used, and 100 promised to a turn that was begun before: by whichever name, there is no room for 100 more.
+    for more in (daily(259), daily(259, "other")):
+        written(talk, "frugal", more)
+        await changes.announce()
+        with pytest.raises(BudgetExceeded):
+            await chat.begin(of("frugal"))
+    # What is used while there is no budget counts for the one that comes.
+    written(talk, "frugal", "budgets: []")
+    await changes.announce()
+    unlimited = await chat.begin(of("frugal"))
+    model.may_go_on.set()
+    for asked in (under_way, unlimited):
+        await talk.ended(asked, "frugal")
+    await ring(talk.objects, talk.clock)
+    written(talk, "frugal", daily(279))
+    await changes.announce()
+    with pytest.raises(BudgetExceeded):
+        await chat.begin(of("frugal"))
+    written(talk, "frugal", daily(280))
+    await changes.announce()
+    assert (await talk.ended(await chat.begin(of("frugal")), "frugal"))["status"] == "completed"
+    await chat.drain()
+
+
+async def test_turns_of_a_tenant_that_had_no_limits_are_limited_when_its_file_says_so(talk: Talk) -> None:
+    model = EchoModel("Because", stalls_at=0)
+    chat = talk.replica(model)
+    changes = await changes_heard_by(talk, chat)
+    begun = [await chat.begin(of("acme"))]
+    written(talk, "acme", "concurrency: {per_client: 1}\nlimits: {fail: open}")
+    await changes.announce()
+    # One that was begun without a lease is not counted.
+    begun.append(await chat.begin(of("acme")))
+    with pytest.raises(TooManyTurns):
+        await chat.begin(of("acme"))
+    talk.objects.failing[USAGE, "admit"] = [UNHEARD] * 1_000
+    begun.append(await chat.begin(of("acme")))
+    written(talk, "acme", "concurrency: {per_client: null}")
+    await changes.announce()
+    begun.append(await chat.begin(of("acme")))
+    model.may_go_on.set()
+    for asked in begun:
+        assert (await talk.ended(asked, "acme"))["status"] == "completed"
+    await chat.drain()
 
 
 #: Far less than a call of an object has by itself.

@@ -286,7 +286,7 @@ async def test_changed_limits_end_leases_and_mint_nothing(objects: FailingObject
     for _ in range(2):
         await replica.check()
     smaller = TenantLimits(policies=(changed(BURST, capacity=50.0),))
-    assert replica.limits.replace({"acme": smaller}) == ["acme"]
+    assert replica.limits.replace({"acme": tenant(limits=smaller)}) == ["acme"]
     replica.leases.clear()
     # The first is counted by the new limits, while the lease is still out.
     assert (await replica.check()).remaining == 29
@@ -371,7 +371,8 @@ async def test_a_policy_that_is_leased_no_more_denies_nothing_that_may_still_com
     replica = Replica(objects, "one")
     for _ in range(2):
         await replica.check()
-    assert replica.limits.replace({"acme": TenantLimits(policies=(changed(BURST, lease=None),))}) == ["acme"]
+    unleased = TenantLimits(policies=(changed(BURST, lease=None),))
+    assert replica.limits.replace({"acme": tenant(limits=unleased)}) == ["acme"]
     for memory in (replica.denials, replica.leases):
         memory.clear()
     assert (await replica.check(78)).allowed

@@ -102,7 +102,7 @@ async def test_a_replica_that_takes_requests_and_one_that_answers_them_count_in_
     counts = ingress._services.limit_counts  # what it was built with
     counts.add("denied", "acme", "burst")
     counts.flush()
-    answering = ChatReplica(connect=connect, tenants=tenants, model=nobody, search=nobody)
+    answering = ChatReplica(config=ServiceConfig(), connect=connect, tenants=tenants, model=nobody, search=nobody)
     answering._counts.add("refused", "acme", BUDGETS)  # what it was built with
     await answering.drain()
     assert recorder.counts == {(METRIC, "denied", "acme", "burst"): 1, (METRIC, "refused", "acme", "budgets"): 1}

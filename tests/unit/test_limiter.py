@@ -417,7 +417,7 @@ async def test_changed_limits_are_asked_of_the_bucket_at_once(objects: FailingOb
     clients.denials.certain_until(1_000)
     await _check(clients.limiter, _requester(), 5)
     assert not (await _check(clients.limiter, _requester(), 1)).allowed
-    assert clients.limits.replace({"acme": TenantLimits(capacity=50, refill_per_second=1)}) == ["acme"]
+    assert clients.limits.replace({"acme": tenant(limits=TenantLimits(capacity=50, refill_per_second=1))}) == ["acme"]
     assert not (await _check(clients.limiter, _requester(), 1)).allowed
     assert objects.calls.count(CHECK) == 3
     objects.clock.advance(1)
