@@ -83,7 +83,7 @@ def build(
     retrieval = {tenant.tenant: tenant.retrieval for tenant in tenants.values()}
     search = SearchDeployment.bind(connect=connect, retrieval=retrieval, embedding=embedding, vectors=vectors)
     ingest = IngestDeployment.bind(connect=connect, limits=extraction, embedding=embedding, vectors=vectors)
-    chat = ChatDeployment.bind(connect=connect, tenants=tenants, model=model, search=search)
+    chat = ChatDeployment.bind(config=config, connect=connect, tenants=tenants, model=model, search=search)
     application: Application = IngressDeployment.options(num_replicas=config.http.replicas).bind(
         config=config,
         tenants=tenants,

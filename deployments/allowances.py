@@ -17,6 +17,8 @@ from actors.token_usage import USAGE_NAME, Allowance
 from actors.turn_leases import Concurrency
 from configs.tenant import TenantConfig
 from deployments import token_count
+from deployments.limit_counts import LimitCounts
+from deployments.live_limits import LiveLimits
 from deployments.model_client import Models
 from deployments.turn_allowance import PROMISE_MARGIN_S, RENEW_EVERY_S, FirstCall, Terms, TurnAllowance
 
@@ -26,6 +28,8 @@ class Allowances:
 
     Args:
         model: Counts the tokens of the embedded model.
+        limits: What each tenant may use now, and what becomes of a turn where nobody can be asked about it.
+        counts: Told of that.
     """
 
     def __init__(
@@ -33,29 +37,22 @@ class Allowances:
         objects: Objects,
         tenants: Mapping[str, TenantConfig],
         model: Models,
+        limits: LiveLimits,
+        counts: LimitCounts,
         *,
         renew_every_s: float = RENEW_EVERY_S,
     ) -> None:
         self._usages = objects.namespace(TokenUsage)
-        limited = {name: tenant for name, tenant in tenants.items() if tenant.budgets or tenant.concurrency.is_limited}
-        counters = token_count.counters_of(limited, model)
-        self._terms = {
-            name: Terms(
-                budgets=tuple(Budget(**budget.model_dump()) for budget in tenant.budgets),
-                concurrency=Concurrency(tenant.concurrency.per_client, tenant.concurrency.per_tenant),
-                model=tenant.model.name,
-                context_tokens=tenant.model.context_tokens,
-                counter=counters[name],
-                promised_for_s=tenant.model.timeout_s + PROMISE_MARGIN_S,
-                fails_open=tenant.limits.fail == "open",
-            )
-            for name, tenant in limited.items()
-        }
+        self._limits = limits
+        self._counts = counts
+        # Of all of them: any may come to be limited.
+        self._counters = token_count.counters_of(tenants, model)
         self._renew_every_s = renew_every_s
         self._tasks: set[asyncio.Task[None]] = set()
 
     def is_limited(self, tenant: str) -> bool:
-        return tenant in self._terms
+        config = self._limits.tenant(tenant)
+        return bool(config.budgets) or config.concurrency.is_limited
 
     async def admit(
         self, tenant: str, turn_id: str, holder: str, client: str, first: FirstCall
@@ -73,16 +70,32 @@ class Allowances:
 
     def taken_over(self, tenant: str, turn_id: str, holder: str) -> TurnAllowance | None:
         """The same of a turn that was begun before."""
-        if tenant not in self._terms:
+        terms = self._terms(tenant)
+        if terms is None:
             return None
-        usage = self._usages.get(tenant, USAGE_NAME)
         return TurnAllowance(
-            usage, turn_id, holder, self._terms[tenant], self._later, renew_every_s=self._renew_every_s
+            self._usages, tenant, turn_id, holder, terms, self._later, self._counts, renew_every_s=self._renew_every_s
+        )
+
+    def _terms(self, name: str) -> Terms | None:
+        """What a turn may use that begins now, or is taken over."""
+        if not self.is_limited(name):
+            return None
+        tenant = self._limits.tenant(name)
+        return Terms(
+            budgets=tuple(Budget(**budget.model_dump()) for budget in tenant.budgets),
+            concurrency=Concurrency(tenant.concurrency.per_client, tenant.concurrency.per_tenant),
+            model=tenant.model.name,
+            context_tokens=tenant.model.context_tokens,
+            counter=self._counters[name],
+            promised_for_s=tenant.model.timeout_s + PROMISE_MARGIN_S,
+            fails_open=tenant.limits.fail == "open",
+            fail_after_s=tenant.limits.fail_after_s,
         )
 
     async def left(self, tenant: str, client: str) -> Allowance:
         """What a tenant has left, and how many turns it has in flight."""
-        terms = self._terms.get(tenant)
+        terms = self._terms(tenant)
         if terms is None:
             return {"budgets": [], "turns_in_flight": None}
         usage = self._usages.get(tenant, USAGE_NAME)

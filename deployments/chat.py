@@ -25,15 +25,21 @@ from actors.message import instructions_in
 from actors.runtime.namespace import Stub
 from actors.turn import INSTRUCTIONS_TOO_LONG, Begun, Claim, NewTurn, Older
 from actors.turn_queue import QUEUE_NAME, QUEUE_TENANT
+from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.allowances import Allowances
 from deployments.answers import Answers
 from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelUnavailable, ServiceError, TooManyTurns
+from deployments.limit_changes import LimitChanges
+from deployments.limit_counts import TELL_EVERY_S, LimitCounts, Outcome
+from deployments.limit_metric import counter
+from deployments.live_limits import LiveLimits
 from deployments.model_client import ModelClient, Models
 from deployments.prompt import Prompt
 from deployments.question import Asked, Question, can_be_gone_on_with, new_turn_id
 from deployments.sessions import Sessions
+from deployments.tenant_files import TenantFiles
 from deployments.token_count import size_bytes_of
 from deployments.turn_allowance import FirstCall, TurnAllowance
 from deployments.turn_runner import LOST_PAUSE_S, TurnRunner
@@ -58,10 +64,12 @@ class Chat:
     def __init__(
         self,
         *,
+        config: ServiceConfig,
         connect: Callable[[], Objects],
         tenants: Mapping[str, TenantConfig],
         model: Models,
         search: DeploymentHandle,
+        count: Callable[[Outcome, str, str, int], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._objects = connect()
@@ -72,9 +80,21 @@ class Chat:
         self._answers = Answers(objects=self._objects, tenants=tenants, model=model, search=search)
         self._runner = TurnRunner(tenants=tenants, answers=self._answers, activity=self._activity)
         self._model = model
-        self._allowances = Allowances(self._objects, tenants, model)
+        self._counts = LimitCounts(count)
+        limits = LiveLimits(tenants)
+        # Nothing is remembered of clients here.
+        self._limit_changes = LimitChanges(
+            self._objects,
+            TenantFiles(config, tenants),
+            limits,
+            (),
+            reader=secrets.token_hex(8),
+            monotonic=time.monotonic,
+        )
+        self._allowances = Allowances(self._objects, tenants, model, limits, self._counts)
         self._running: set[asyncio.Task[None]] = set()
-        self._taking: asyncio.Task[None] | None = None
+        #: What goes on beside questions.
+        self._beside: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
 
     async def begin(self, question: Question) -> Asked:
         """Enters the question's turn into its session, and has it run. Returns at once.
@@ -207,9 +227,14 @@ class Chat:
             self._start(self._run(session, turn["id"], runner, begun["claim"], allowance, is_listed))
 
     async def check_health(self) -> None:
-        """Called by Serve all the while: the first time, and if it should have ended, begins to take lost turns."""
-        if self._taking is None or self._taking.done():
-            self._taking = asyncio.get_running_loop().create_task(self._take(), context=contextvars.Context())
+        """Called by Serve all the while: the first time, and if it should have ended, begins to take lost turns.
+
+        So with whatever else goes on beside questions.
+        """
+        for work in (self._take, self._tell_counts, self._limit_changes.listen, self._limit_changes.watch):
+            if work not in self._beside or self._beside[work].done():
+                task = asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
+                self._beside[work] = task
 
     async def ready(self) -> bool:
         """Raises what keeps the model from being asked."""
@@ -217,8 +242,8 @@ class Chat:
 
     async def drain(self, within_s: float = DRAIN_S) -> None:
         """Takes no more lost turns, lets those that run come to their end, and then ends them or gives them back."""
-        if self._taking is not None:
-            self._taking.cancel()
+        for task in self._beside.values():
+            task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=within_s)
         self._runner.end()
@@ -227,6 +252,7 @@ class Chat:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TELL_S):
                 await self._allowances.told()
+        self._counts.flush()
 
     def _new_turn(self, question: Question, tenant: TenantConfig) -> NewTurn:
         settings, request = tenant.turns, question.request()
@@ -298,6 +324,11 @@ class Chat:
                 allowance = self._allowances.taken_over(orphan["tenant"], turn_id, runner)
                 self._start(self._run(session, turn_id, runner, None, allowance))
 
+    async def _tell_counts(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            self._counts.flush()
+
 
 class ChatReplica(Chat):
     """As Serve runs it."""
@@ -305,12 +336,20 @@ class ChatReplica(Chat):
     def __init__(
         self,
         *,
+        config: ServiceConfig,
         connect: Callable[[], Objects],
         tenants: Mapping[str, TenantConfig],
         model: DeploymentHandle,
         search: DeploymentHandle,
     ) -> None:
-        super().__init__(connect=connect, tenants=tenants, model=ModelClient.here(model), search=search)
+        super().__init__(
+            config=config,
+            connect=connect,
+            tenants=tenants,
+            model=ModelClient.here(model),
+            search=search,
+            count=counter(),
+        )
 
     async def __del__(self) -> None:
         # Serve awaits it, before it ends the replica.

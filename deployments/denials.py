@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from actors.bucket import RETRY_AFTER_MAX_S, RETRY_AFTER_MIN_S, Decision, Row
 from deployments.quotas import RouteQuota
@@ -19,14 +18,6 @@ from deployments.quotas import RouteQuota
 CLIENTS_MAX = 10_000
 #: The owner may count by another clock, which is set right by up to 500 ppm while it runs.
 CLOCK_DRIFT = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Known:
-    """What each bucket held at most at `at_s`."""
-
-    at_s: float
-    tokens: dict[Row, float]
 
 
 class Denials:
@@ -40,7 +31,8 @@ class Denials:
     def __init__(self, monotonic: Callable[[], float], clients_max: int = CLIENTS_MAX) -> None:
         self._monotonic = monotonic
         self._clients_max = clients_max
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        #: What each bucket of a client held at most, and when. Those of all routes: a denial of one leaves others' be.
+        self._known: OrderedDict[tuple[str, str], dict[Row, tuple[float, float]]] = OrderedDict()
         self._certain_until_s = float("-inf")
         #: How often something was dropped: what was asked before that is not remembered after it.
         self._drops = 0
@@ -60,16 +52,16 @@ class Denials:
         now_s = self._monotonic()
         if now_s > self._certain_until_s:
             return None
-        elapsed_s = (now_s - known.at_s) * (1 + CLOCK_DRIFT)
         remaining: list[float] = []
         waits: list[float] = []
         denied = False
         for row in quota.rows:
-            tokens = known.tokens.get(row)
-            if tokens is None:
+            held = known.get(row)
+            if held is None:
                 return None
+            tokens, at_s = held
             _, rate, capacity, shadow = row
-            tokens = min(capacity, tokens + elapsed_s * rate)
+            tokens = min(capacity, tokens + (now_s - at_s) * (1 + CLOCK_DRIFT) * rate)
             remaining.append(tokens)
             if cost <= tokens:
                 waits.append(0.0)
@@ -100,7 +92,9 @@ class Denials:
         if drops != self._drops:
             return
         most = decision.remaining if out is None else map(sum, zip(decision.remaining, out, strict=True))
-        self._known[tenant, client] = _Known(at_s=at_s, tokens=dict(zip(quota.rows, most, strict=True)))
+        known = self._known.setdefault((tenant, client), {})
+        for row, tokens in zip(quota.rows, most, strict=True):
+            known[row] = (tokens, at_s)
         self._known.move_to_end((tenant, client))
         if len(self._known) > self._clients_max:
             self._known.popitem(last=False)

@@ -1,4 +1,4 @@
-"""How do changes of limits, and resets, reach every process that lets clients in?
+"""How do changes of limits, and resets, reach every process that lets clients in, or begins turns for them?
 
 Each of them listens to the service's `LimitNews`, and looks at the tenants' files every two seconds. What it hears
 takes effect before it asks for more, so that `announce` returns when a change holds in all of them.

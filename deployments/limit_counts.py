@@ -13,10 +13,12 @@ from typing import Literal
 
 logger = logging.getLogger("mobula.limits")
 
-#: denied: by a policy. shadow: a policy in shadow would have denied it. let_through, refused: the bucket could not be
-#: reached, and the tenant's limits fail open, or closed.
+#: denied: by a policy. shadow: a policy in shadow would have denied it. let_through, refused: the bucket, or what the
+#: tenant uses of tokens and turns, could not be reached, and the tenant's limits fail open, or closed.
 Outcome = Literal["denied", "shadow", "let_through", "refused"]
 TELL_EVERY_S = 10.0
+#: What stands for the policy where it was the tenant's usage that could not be reached.
+BUDGETS = "budgets"
 #: Values of a metric's label. The tenants beyond it are counted together.
 TENANTS_MAX = 100
 OTHERS = "(others)"

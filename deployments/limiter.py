@@ -207,10 +207,14 @@ class Limiter:
         self, bucket: Stub[TokenBucket], quota: RouteQuota, cost: float, request_id: bytes, *, again: bool
     ) -> tuple[Decision, tuple[float, ...] | None]:
         """One call of the owner. Returns what it decided, and what may be given back to it, if anything."""
-        if quota.lease is None:
+        if not quota.is_lent:
             if again:
                 return Decision(*await bucket.check(cost, quota.rows, request_id, again=True)), None
             return Decision(*await bucket.check(cost, quota.rows, request_id)), None
+        if quota.lease is None:
+            # Nothing is wanted but to hear what other routes may give back.
+            answer, _, out = await bucket.lease(cost, quota.rows, None, None, request_id, again=again)
+            return Decision(*answer), out
         asking = self._leases.ask(bucket.id.tenant, bucket.id.name, quota)
         decision, leased = None, 0.0
         try:

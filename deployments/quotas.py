@@ -8,7 +8,7 @@ structured fields (RFC 9651). Policies in shadow are not told of: they do not li
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -32,6 +32,7 @@ class RouteQuota:
         policy_field: The value of `RateLimit-Policy`.
         labels: What begins each one's part of `RateLimit`.
         lease: What may be taken from all of them ahead: the least of what each allows. None where one allows nothing.
+        is_lent: Some of them may be out on lease, be it for another route.
     """
 
     policies: tuple[Policy, ...]
@@ -41,9 +42,12 @@ class RouteQuota:
     policy_field: str
     labels: tuple[str, ...]
     lease: LeaseConfig | None = None
+    is_lent: bool = False
 
     @classmethod
-    def of(cls, policies: tuple[Policy, ...], cost: float, lease: LeaseConfig | None = None) -> RouteQuota:
+    def of(
+        cls, policies: tuple[Policy, ...], cost: float, lease: LeaseConfig | None = None, *, is_lent: bool = False
+    ) -> RouteQuota:
         counting = tuple(number for number, policy in enumerate(policies) if not policy.shadow)
         return cls(
             policies=policies,
@@ -53,6 +57,7 @@ class RouteQuota:
             policy_field=", ".join(_policy_item(policies[number]) for number in counting),
             labels=tuple(f'"{policies[number].name}";r=' for number in counting),
             lease=lease,
+            is_lent=is_lent or lease is not None,
         )
 
     def left_field(self, decision: Decision) -> str:
@@ -110,12 +115,15 @@ class TenantQuotas:
     fail_after_s: float
 
     @classmethod
-    def of(cls, limits: TenantLimits) -> TenantQuotas:
+    def of(cls, limits: TenantLimits, lent_before: Collection[str] = ()) -> TenantQuotas:
+        """`lent_before`: policies of which tokens may still be out, whatever the limits say now."""
         configs = limits.all_policies
 
         def quota(route: RouteName) -> RouteQuota:
             here = [config for config in configs if config.routes is None or route in config.routes]
-            return RouteQuota.of(tuple(map(_policy, here)), limits.costs.get(route, REQUEST_COST), _lease(here))
+            cost = limits.costs.get(route, REQUEST_COST)
+            is_lent = any(config.lease is not None or config.name in lent_before for config in here)
+            return RouteQuota.of(tuple(map(_policy, here)), cost, _lease(here), is_lent=is_lent)
 
         return cls(
             client_key=limits.client_key,

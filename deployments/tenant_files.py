@@ -1,8 +1,9 @@
 """What has changed in the tenants' files since they were last looked at?
 
-Only `limits` are taken over while the service runs. What else has changed is named in the log, and waits for the next
-start. A file that is not as it must be is named too, and the limits that there were stay. Each file is read again only
-when its time or size has changed; the first look reads all of them, since they may be newer than what is running.
+Only what limits a tenant is taken over while the service runs (`live_limits.LIVE_FIELDS`). What else has changed is
+named in the log, and waits for the next start, with budgets that are of another model. A file that is not as it must be
+is named too, and the limits that there were stay. Each file is read again only when its time or size has changed; the
+first look reads all of them, since they may be newer than what is running.
 
 It blocks: run it in a thread.
 """
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import ConfigError
-from configs.limits import TenantLimits
 from configs.loading import load_tenant, tenant_files
 from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
+from deployments.live_limits import live_fields
 
 logger = logging.getLogger("mobula.limits")
 
@@ -54,20 +55,22 @@ class TenantFiles:
     ) -> None:
         self._service = service
         self._running = running
+        #: What has been taken over of each.
+        self._now = dict(running)
         self._stat = stat
         self._seen: dict[Path, tuple[int, int] | None] = {}
         self._restart: dict[str, str] = {}
         self._problems: dict[str, str] = {}
 
-    def look(self) -> dict[str, TenantLimits]:
-        """The limits of each tenant whose file was not read before as it is."""
+    def look(self) -> dict[str, TenantConfig]:
+        """Each tenant whose file was not read before as it is, with what of that may hold now."""
         try:
             files = tenant_files(self._service.tenants_dir)
         except ConfigError as error:
             self._has_problem("", error)
             return {}
         self._problems.pop("", None)
-        limits: dict[str, TenantLimits] = {}
+        found: dict[str, TenantConfig] = {}
         for file in files:
             mark = self._mark(file)
             if file in self._seen and self._seen[file] == mark:
@@ -80,13 +83,13 @@ class TenantFiles:
                 continue
             self._problems.pop(file.name, None)
             self._compare(tenant)
-            if tenant.tenant in self._running:
-                limits[tenant.tenant] = tenant.limits
+            if tenant.tenant in self._now:
+                self._now[tenant.tenant] = found[tenant.tenant] = self._taken_over(tenant)
         for file in [file for file in self._seen if file not in files]:
             del self._seen[file]
             self._problems.pop(file.name, None)
             self._needs_restart(file.stem, "it has no file any more")
-        return limits
+        return found
 
     def standing(self) -> Standing:
         """What the last look has found, and what the ones before have and is still so."""
@@ -97,12 +100,19 @@ class TenantFiles:
         if running is None:
             self._needs_restart(tenant.tenant, "it is new")
             return
-        fields = [name for name in TenantConfig.model_fields if getattr(tenant, name) != getattr(running, name)]
-        changed = ", ".join(name for name in fields if name != "limits")
+        now = self._taken_over(tenant)
+        changed = ", ".join(name for name in TenantConfig.model_fields if getattr(tenant, name) != getattr(now, name))
         if changed:
             self._needs_restart(tenant.tenant, changed)
         else:
             self._restart.pop(tenant.tenant, None)
+
+    def _taken_over(self, tenant: TenantConfig) -> TenantConfig:
+        now, fields = self._now[tenant.tenant], live_fields(tenant)
+        if tenant.model.name != now.model.name:
+            # They would count nothing of the model that is asked until then.
+            del fields["budgets"]
+        return now.model_copy(update=fields)
 
     def _mark(self, file: Path) -> tuple[int, int] | None:
         try:

@@ -19,16 +19,17 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from actors import DurableError, TokenUsage
-from actors.runtime.namespace import Stub
+from actors import DurableError, ObjectOverloaded, TokenUsage
+from actors.runtime.namespace import Namespace
 from actors.token_budget import Budget, Ruling
 from actors.token_reservations import Promise
-from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, Verdict
+from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, USAGE_NAME, Verdict
 from actors.turn_leases import LEASE_S, Concurrency
 from deployments.call_usage import CallUsage
 from deployments.chat_request import ChatMessage, ChatRequest, ModelEvent, ToolSpec
 from deployments.errors import BudgetExceeded, BudgetTooSmall, TooManyTurns
 from deployments.generation import Stream
+from deployments.limit_counts import BUDGETS, LimitCounts
 from deployments.prompt_size import PromptSize
 from deployments.token_count import TokenCounter
 
@@ -55,7 +56,7 @@ class Terms:
     Attributes:
         counter: Of its model's tokens.
         promised_for_s: How long a call's promise lasts where nobody says what has come of the call.
-        fails_open: Where its usage can't be reached everything is allowed, and else nothing.
+        fails_open: Where its usage can't be reached for `fail_after_s` everything is allowed, and else nothing.
     """
 
     budgets: tuple[Budget, ...]
@@ -64,7 +65,8 @@ class Terms:
     context_tokens: int
     counter: TokenCounter
     promised_for_s: float
-    fails_open: bool = False
+    fails_open: bool
+    fail_after_s: float
 
     @property
     def limits_turns(self) -> bool:
@@ -84,24 +86,32 @@ class TurnAllowance:
     """In the hands of whoever runs the turn, from `admit`, or from when it is taken over, to `close`.
 
     Args:
+        usages: Where the tenant's `TokenUsage` is.
         holder: A name used for this run of the turn and no other.
+        counts: Told of questions that nobody has answered.
     """
 
     def __init__(
         self,
-        usage: Stub[TokenUsage],
+        usages: Namespace[TokenUsage],
+        tenant: str,
         turn_id: str,
         holder: str,
         terms: Terms,
         later: Later,
+        counts: LimitCounts,
         *,
         renew_every_s: float = RENEW_EVERY_S,
     ) -> None:
-        self._usage = usage
+        #: What is told has the time of any call, since nobody waits for it. What is asked, the tenant's.
+        self._usage = usages.get(tenant, USAGE_NAME)
+        self._asked_usage = usages.get(tenant, USAGE_NAME, timeout_s=terms.fail_after_s)
+        self._tenant = tenant
         self._turn_id = turn_id
         self._holder = holder
         self._terms = terms
         self._later = later
+        self._counts = counts
         self._renew_every_s = renew_every_s
         #: What the turn was admitted with, until a call uses it; not after that time of the loop.
         self._first: Promise | None = None
@@ -124,7 +134,7 @@ class TurnAllowance:
         """
 
         async def ask(promise: Promise) -> Verdict:
-            verdict: Verdict = await self._usage.admit(
+            verdict: Verdict = await self._asked_usage.admit(
                 self._turn_id, client, self._holder, promise, self._terms.budgets, self._terms.concurrency
             )
             return verdict
@@ -144,8 +154,8 @@ class TurnAllowance:
         self._later(self._give_back(is_over=is_over))
 
     async def withdraw(self) -> None:
-        """The turn was not begun; returns when its lease and its promise are given back."""
-        await self._give_back(is_over=True)
+        """The turn was not begun; returns when its lease and its promise are given back, or that takes too long."""
+        await asyncio.wait({self._later(self._give_back(is_over=True))}, timeout=self._terms.fail_after_s)
 
     async def _keep(self) -> None:
         while not self._closed.is_set():
@@ -201,7 +211,7 @@ class TurnAllowance:
         """Has a call be promised what it may use. Returns the number that it goes by."""
         if self._settling is not None:
             # What an earlier call has left may be what this one needs.
-            await asyncio.wait({self._settling})
+            await asyncio.wait({self._settling}, timeout=self._terms.fail_after_s)
         first, self._first = self._first, None
         size = self._size(request.messages, request.tools, request.max_tokens)
         is_counted = first is not None and first.is_exact
@@ -213,7 +223,7 @@ class TurnAllowance:
                 return number
 
         async def ask(promise: Promise) -> Verdict:
-            verdict: Verdict = await self._usage.reserve(self._turn_id, promise, self._terms.budgets)
+            verdict: Verdict = await self._asked_usage.reserve(self._turn_id, promise, self._terms.budgets)
             return verdict
 
         try:
@@ -256,17 +266,24 @@ class TurnAllowance:
     # -- whom it asks
 
     async def _asked(self, ask: _Ask, promise: Promise) -> Verdict:
-        """The owner's word; where it can't be reached for as long as a stub tries, the tenant's own choice."""
+        """The owner's word; where it can't be reached for as long as the tenant says, the tenant's own choice."""
         try:
             return await ask(promise)
+        except ObjectOverloaded:
+            # Whatever the tenant says: else whoever sends so many at once would be let through unasked.
+            self._counts.add("refused", self._tenant, BUDGETS)
+            raise
         except DurableError as error:
-            if not (error.retryable and self._terms.fails_open):
+            if not error.retryable:
                 raise
-            logger.warning("tenant=%s turn=%s is allowed unasked: %s", self._usage.id.tenant, self._turn_id, error)
+            self._counts.add("let_through" if self._terms.fails_open else "refused", self._tenant, BUDGETS)
+            if not self._terms.fails_open:
+                raise
+            logger.warning("tenant=%s turn=%s is allowed unasked: %s", self._tenant, self._turn_id, error)
             return Verdict(Ruling.GRANTED)
 
     async def _tell(self, telling: Awaitable[None]) -> None:
         try:
             await telling
         except DurableError as error:  # what is not told lapses
-            logger.warning("tenant=%s turn=%s is not told of: %s", self._usage.id.tenant, self._turn_id, error)
+            logger.warning("tenant=%s turn=%s is not told of: %s", self._tenant, self._turn_id, error)

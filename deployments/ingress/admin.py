@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field, PlainValidator
 from starlette.requests import ClientDisconnect
 
-from actors import InvalidArgument, ObjectConflict, ObjectId, ObjectNotFound
+from actors import InvalidArgument, ObjectConflict, ObjectId, ObjectNotFound, TokenBucket
 from actors.runtime import SchemaTooNew, StatementRefused
 from actors.runtime.query import (
     BINDS_MAX,
@@ -123,9 +123,15 @@ async def describe(request: Request, caller: Caller, object_id: Named) -> Respon
 
 @router.delete("/{class_name}", status_code=204)
 async def delete(request: Request, caller: Caller, object_id: Named) -> Response:
-    """Removes the object's database, alarm and record of trouble. What others know of it, they still know."""
+    """Removes the object's database, alarm and record of trouble. What others know of it, they still know.
+
+    But for a `TokenBucket`: the answer comes when that holds everywhere, as after `/ratelimit/reset`.
+    """
     _note(caller, "delete", object_id)
-    await services_of(request).operator.delete(object_id)
+    try:
+        await services_of(request).operator.delete(object_id)
+    finally:
+        await _announce(request, object_id)
     return Response(status_code=204)
 
 
@@ -208,7 +214,10 @@ async def import_(
     object_id: Named,
     replace: Annotated[bool, Query(description="in place of the object that is there")] = False,
 ) -> Response:
-    """Makes an exported database an object. It is looked through first, and counts as a whole or not at all."""
+    """Makes an exported database an object. It is looked through first, and counts as a whole or not at all.
+
+    For a `TokenBucket` the answer comes when that holds everywhere, as after `/ratelimit/reset`.
+    """
     _note(caller, "import", object_id)
     try:
         info = await services_of(request).operator.import_(object_id, request.stream(), replace=replace)
@@ -216,6 +225,8 @@ async def import_(
         raise InvalidArgument("database", newer.found, "was written by newer code") from None
     except ClientDisconnect:
         raise InvalidArgument("database", "", "broke off") from None
+    finally:
+        await _announce(request, object_id)
     return reply(info.plain())
 
 
@@ -226,6 +237,15 @@ def _any_tenant(caller: Principal, tenant: str | None) -> str | None:
     if tenant not in (None, caller.tenant):
         raise ObjectNotFound("tenant")
     return caller.tenant
+
+
+async def _announce(request: Request, object_id: ObjectId) -> None:
+    """Has all processes forget what they knew of a client's buckets, which may be others now.
+
+    Also where it failed: it may have been done all the same, and who asks again is told that there is nothing to do.
+    """
+    if object_id.class_name == TokenBucket.__name__:
+        await services_of(request).limit_changes.announce(object_id.tenant, object_id.name)
 
 
 def _note(caller: Principal, action: str, object_id: ObjectId) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve import metrics
 from ray.serve.handle import DeploymentHandle
 
 from actors import ManagedObjects
@@ -20,25 +19,11 @@ from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.ingress import app
 from deployments.ingress.services import Services
-from deployments.limit_counts import Outcome
+from deployments.limit_metric import counter
 from deployments.model_client import ModelClient
 
 #: An open stream holds one for as long as it is open; Serve's own default is 5.
 REQUESTS_AT_ONCE_MAX = 500
-
-
-def _counter() -> Callable[[Outcome, str, str, int], None]:
-    """A metric of this replica."""
-    counter = metrics.Counter(
-        "mobula_limited_requests",
-        description="Requests that limits have denied, or would have (shadow), or could not be asked about.",
-        tag_keys=("outcome", "tenant", "policy"),
-    )
-
-    def count(outcome: Outcome, tenant: str, policy: str, number: int) -> None:
-        counter.inc(number, tags={"outcome": outcome, "tenant": tenant, "policy": policy})
-
-    return count
 
 
 class Ingress:
@@ -63,7 +48,7 @@ class Ingress:
             tenants=tenants,
             now=time.time,
             monotonic=time.monotonic,
-            count=_counter(),
+            count=counter(),
             peer_header=peer_header,
             chat=chat,
             model=ModelClient.here(model),

@@ -16,7 +16,7 @@ router = APIRouter(route_class=guarded_by("admin", "admin"), prefix="/admin", ta
 
 @router.post("/reload", response_model=replies.Reloaded)
 async def reload(request: Request, caller: Caller) -> Response:
-    """Has limits that were changed in the tenants' files hold, in all processes. They do by themselves within seconds.
+    """Has limits and budgets that were changed in the tenants' files hold everywhere. They do by themselves in seconds.
 
     For keys with the scope `operator` beside `admin`.
     """

@@ -115,7 +115,7 @@ class Services:
             turns=Turns(sessions),
             idempotency=Idempotency(objects, now),
             usage=UsageLog(objects, now),
-            allowances=Allowances(objects, tenants, model),
+            allowances=Allowances(objects, tenants, model, limits, counts),
             chat=chat,
             model=model,
             embedding=embedding,

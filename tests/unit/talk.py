@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ from actors.message import Message
 from actors.runtime.clock import ManualClock
 from actors.turn import FINAL, TurnEvent, TurnInfo
 from configs.budgets import BudgetConfig, ConcurrencyConfig
+from configs.service import ServiceConfig
 from configs.tenant import ModelConfig, RetrievalConfig, TenantConfig, ToolsConfig, TurnsConfig
 from deployments.activity import ActivityLog
 from deployments.chat import Chat
 from deployments.documents import Found
+from deployments.limit_counts import Outcome
 from deployments.model_client import Models
 from deployments.question import Asked, Question
 from deployments.sessions import Sessions
@@ -92,20 +95,30 @@ class Talk:
         self.clock = ManualClock()
         self.objects = FailingObjects(data_dir, self.clock)
         self.tenants = tenants
+        #: Where files would be that change them.
+        self.tenants_dir = data_dir / "tenants"
+        self.tenants_dir.mkdir()
         self.activity = ActivityLog(self.objects)
         self.sessions = Sessions(self.objects, tenants, self.activity, self.clock.now)
         self.turns = Turns(self.sessions)
         self.library = Library()
+        #: What replicas have told of limits.
+        self.counted: Counter[tuple[str, str, str]] = Counter()
         self.search = Handle(self.library)
 
     def replica(self, model: Models) -> Chat:
         return Chat(
+            config=ServiceConfig(tenants_dir=self.tenants_dir),
             connect=lambda: self.objects,
             tenants=self.tenants,
             model=model,
             search=self.search,
+            count=self.count,
             now=self.clock.now,
         )
+
+    def count(self, outcome: Outcome, tenant: str, policy: str, number: int) -> None:
+        self.counted[outcome, tenant, policy] += number
 
     async def new_session(self, tenant_name: str = "acme") -> str:
         return (await self.sessions.create(tenant_name))["id"]

@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from actors import ObjectConflict, ObjectOverloaded, TokenUsage
+from actors import ObjectConflict, ObjectOverloaded, ObjectReset, TokenUsage
+from actors.runtime.call import Call, Reply
+from actors.runtime.object_id import ObjectId
 from actors.token_usage import TURNS_PER_CLIENT, TURNS_PER_TENANT, USAGE_NAME, Allowance
 from actors.turn_leases import LEASE_S
 from configs.budgets import BudgetConfig, ConcurrencyConfig
+from configs.limits import TenantLimits
+from configs.service import ServiceConfig
 from configs.tenant import ModelConfig, TenantConfig, ToolsConfig
 from deployments import chat as chat_deployment
 from deployments.allowances import Allowances
 from deployments.chat import Chat
 from deployments.chat_request import ChatRequest, Finished, ModelEvent, ToolCall
 from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelRefused, ModelUnavailable, TooManyTurns
+from deployments.limit_changes import LimitChanges
+from deployments.limit_counts import LimitCounts
+from deployments.live_limits import LiveLimits
 from deployments.question import Asked, Question
+from deployments.tenant_files import TenantFiles
 from tests.unit.handles import EchoModel, tenant
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import Talk, question, talk_at, until
@@ -47,6 +55,11 @@ def limited(
     )
 
 
+def failing(fail: Literal["open", "closed"]) -> TenantLimits:
+    """Soon, where nobody answers; later than a host that is busy."""
+    return TenantLimits(fail=fail, fail_after_s=0.2)
+
+
 SERVER = ModelConfig(base_url="http://127.0.0.1:1/v1", model="m", max_tokens=ANSWER_TOKENS)
 TENANTS = {
     "acme": tenant("acme"),
@@ -61,9 +74,18 @@ TENANTS = {
         model=SERVER,
         tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
     ),
+    "hasty": limited(
+        "hasty",
+        output_tokens=5 * ANSWER_TOKENS,
+        model=SERVER,
+        tools=ToolsConfig(enabled=("tests.unit.own_tools:whoami",)),
+        limits=failing("closed"),
+    ),
     # What the question comes to in bytes is more than one of sixteen parts of it.
     "counted": limited("counted", input_tokens=1_000),
     "rich": limited("rich", input_tokens=10**6),
+    "open": limited("open", output_tokens=5 * ANSWER_TOKENS, per_client=2, limits=failing("open")),
+    "closed": limited("closed", output_tokens=5 * ANSWER_TOKENS, per_client=2, limits=failing("closed")),
     "estimated": limited("estimated", input_tokens=10**6, model=SERVER),
 }
 
@@ -105,7 +127,8 @@ def of(name: str, message: str = "Why?", **fields: Any) -> Question:
 
 
 async def left(talk: Talk, name: str, client: str = "ann") -> Allowance:
-    return await Allowances(talk.objects, TENANTS, EchoModel()).left(name, client)
+    allowances = Allowances(talk.objects, TENANTS, EchoModel(), LiveLimits(TENANTS), LimitCounts(lambda *_: None))
+    return await allowances.left(name, client)
 
 
 async def spent(talk: Talk, name: str, kind: str = "output_tokens") -> tuple[int, int]:
@@ -358,6 +381,161 @@ async def test_where_nobody_can_say_nothing_is_begun(talk: Talk) -> None:
     with pytest.raises(ObjectOverloaded):
         await talk.replica(EchoModel("Because")).begin(of("both"))
     assert await sessions_of(talk, "both") == 0
+
+
+# Changed while it runs
+
+
+def written(talk: Talk, name: str, more: str) -> None:
+    """The tenant's file as it is from now on."""
+    text = f"tenant: {name}\nkeys: [{{id: all, plain: sk-{name}, scopes: [chat]}}]\n"
+    (talk.tenants_dir / f"{name}.yaml").write_text(f"{text}model: {{max_tokens: {ANSWER_TOKENS}}}\n{more}\n")
+
+
+async def changes_heard_by(talk: Talk, chat: Chat) -> LimitChanges:
+    """Those of an ingress, once the replica listens to what it tells."""
+    await chat.check_health()
+    async with asyncio.timeout(SOON_S):
+        while talk.objects.calls.count(("LimitNews", "poll")) < 2:
+            await asyncio.sleep(0.01)
+    files = TenantFiles(ServiceConfig(tenants_dir=talk.tenants_dir), TENANTS)
+    clock = talk.clock.monotonic
+    return LimitChanges(talk.objects, files, LiveLimits(TENANTS), (), reader="ingress", monotonic=clock)
+
+
+def daily(output_tokens: int, name: str = "daily") -> str:
+    return f"budgets: [{{name: {name}, per: day, output_tokens: {output_tokens}}}]"
+
+
+async def test_budgets_that_have_changed_hold_for_the_next_turn_and_give_nobody_tokens(talk: Talk) -> None:
+    model = EchoModel(*["word"] * 60)
+    chat = talk.replica(model)
+    changes = await changes_heard_by(talk, chat)
+    await talk.ended(await chat.begin(of("frugal")), "frugal")
+    await come_back(talk, "frugal")
+    model.stalls_at = 0
+    under_way = await chat.begin(of("frugal"))
+    # 60 are used, and 100 promised to a turn that was begun before: by whichever name, there is no room for 100 more.
+    for more in (daily(259), daily(259, "other")):
+        written(talk, "frugal", more)
+        await changes.announce()
+        with pytest.raises(BudgetExceeded):
+            await chat.begin(of("frugal"))
+    # What is used while there is no budget counts for the one that comes.
+    written(talk, "frugal", "budgets: []")
+    await changes.announce()
+    unlimited = await chat.begin(of("frugal"))
+    model.may_go_on.set()
+    for asked in (under_way, unlimited):
+        await talk.ended(asked, "frugal")
+    await ring(talk.objects, talk.clock)
+    written(talk, "frugal", daily(279))
+    await changes.announce()
+    with pytest.raises(BudgetExceeded):
+        await chat.begin(of("frugal"))
+    written(talk, "frugal", daily(280))
+    await changes.announce()
+    assert (await talk.ended(await chat.begin(of("frugal")), "frugal"))["status"] == "completed"
+    await chat.drain()
+
+
+async def test_turns_of_a_tenant_that_had_no_limits_are_limited_when_its_file_says_so(talk: Talk) -> None:
+    model = EchoModel("Because", stalls_at=0)
+    chat = talk.replica(model)
+    changes = await changes_heard_by(talk, chat)
+    begun = [await chat.begin(of("acme"))]
+    written(talk, "acme", "concurrency: {per_client: 1}\nlimits: {fail: open}")
+    await changes.announce()
+    # One that was begun without a lease is not counted.
+    begun.append(await chat.begin(of("acme")))
+    with pytest.raises(TooManyTurns):
+        await chat.begin(of("acme"))
+    talk.objects.failing[USAGE, "admit"] = [UNHEARD] * 1_000
+    begun.append(await chat.begin(of("acme")))
+    written(talk, "acme", "concurrency: {per_client: null}")
+    await changes.announce()
+    begun.append(await chat.begin(of("acme")))
+    model.may_go_on.set()
+    for asked in begun:
+        assert (await talk.ended(asked, "acme"))["status"] == "completed"
+    await chat.drain()
+
+
+#: Far less than a call of an object has by itself.
+SOON_S = 5.0
+UNHEARD = ObjectReset("TokenUsage/open:tokens", "its host was lost")
+
+
+@pytest.fixture(params=["lost", "hangs"])
+def is_away(request: pytest.FixtureRequest, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner of budgets can't be asked for anything."""
+    send = talk.objects.send
+
+    async def hang(object_id: ObjectId, call: Call) -> Reply:
+        if (object_id.class_name, call[3]) in ((USAGE, "admit"), (USAGE, "reserve")):
+            await asyncio.Event().wait()
+        return await send(object_id, call)
+
+    if request.param == "hangs":
+        monkeypatch.setattr(talk.objects, "send", hang)
+    else:
+        talk.objects.failing.update({(USAGE, method): [UNHEARD] * 1_000 for method in ("admit", "reserve")})
+
+
+@pytest.mark.usefixtures("is_away")
+async def test_where_the_owner_is_away_a_tenant_that_fails_closed_is_refused_when_it_says_and_that_is_counted(
+    talk: Talk,
+) -> None:
+    chat = talk.replica(EchoModel("Because"))
+    async with asyncio.timeout(SOON_S):
+        for _ in range(2):
+            with pytest.raises(ObjectReset):
+                await chat.begin(of("closed"))
+    assert await sessions_of(talk, "closed") == 0
+    await chat.drain()
+    assert talk.counted == {("refused", "closed", "budgets"): 2}
+
+
+@pytest.mark.usefixtures("is_away")
+async def test_where_the_owner_is_away_a_tenant_that_fails_open_is_let_through_when_it_says_and_that_is_counted(
+    talk: Talk,
+) -> None:
+    model = EchoModel("Because")
+    chat = talk.replica(model)
+    async with asyncio.timeout(SOON_S):
+        for _ in range(2):
+            asked = await chat.begin(of("open"))
+            assert (await talk.ended(asked, "open"))["status"] == "completed"
+    assert len(model.requests) == 2
+    await chat.drain()
+    assert talk.counted == {("let_through", "open", "budgets"): 2}
+
+
+async def test_who_overloads_the_owner_is_refused_whatever_its_tenant_says(talk: Talk) -> None:
+    talk.objects.failing[USAGE, "admit"] = [ObjectOverloaded("TokenUsage/open:tokens", "too many calls", 2.0)]
+    chat = talk.replica(EchoModel("Because"))
+    with pytest.raises(ObjectOverloaded):
+        await chat.begin(of("open"))
+    assert await sessions_of(talk, "open") == 0
+    await chat.drain()
+    assert talk.counted == {("refused", "open", "budgets"): 1}
+
+
+async def test_a_call_does_not_wait_for_long_until_what_the_one_before_has_used_is_told(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = talk.objects.send
+
+    async def hang(object_id: ObjectId, call: Call) -> Reply:
+        if (object_id.class_name, call[3]) == (USAGE, "settle"):
+            await asyncio.Event().wait()
+        return await send(object_id, call)
+
+    monkeypatch.setattr(talk.objects, "send", hang)
+    model = Calling(*["word"] * 25)
+    async with asyncio.timeout(SOON_S):
+        turn = await talk.ended(await talk.replica(model).begin(of("hasty")), "hasty")
+    assert (turn["status"], len(model.requests)) == ("completed", 2)
 
 
 async def test_the_lease_of_a_turn_that_runs_is_renewed(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from actors.bucket import Policy
 from actors.runtime.clock import ManualClock
 from actors.runtime.namespace import Stub
 from actors.token_bucket import LEASE_MAX_S, SAID_WITHIN_S, Ended, Wanted
-from configs.limits import LeaseConfig, PolicyConfig, TenantLimits
+from configs.limits import LeaseConfig, PolicyConfig, RouteName, TenantLimits
 from deployments.client_name import Requester
 from deployments.denials import Denials
 from deployments.keyring import Principal
@@ -70,9 +70,9 @@ class Replica:
         for memory in (self.denials, self.leases):
             memory.certain_until(self.clock.monotonic() + 1_000)
 
-    async def check(self, cost: float | None = None, client: str = "all") -> Verdict:
+    async def check(self, cost: float | None = None, client: str = "all", route: RouteName = "kv") -> Verdict:
         principal = Principal(tenant="acme", key_id=client, scopes=SCOPES)
-        return await self.limiter.check(Requester(principal=principal, address=lambda: "", headers={}), "kv", cost)
+        return await self.limiter.check(Requester(principal=principal, address=lambda: "", headers={}), route, cost)
 
 
 def asked(objects: FailingObjects) -> int:
@@ -286,7 +286,7 @@ async def test_changed_limits_end_leases_and_mint_nothing(objects: FailingObject
     for _ in range(2):
         await replica.check()
     smaller = TenantLimits(policies=(changed(BURST, capacity=50.0),))
-    assert replica.limits.replace({"acme": smaller}) == ["acme"]
+    assert replica.limits.replace({"acme": tenant(limits=smaller)}) == ["acme"]
     replica.leases.clear()
     # The first is counted by the new limits, while the lease is still out.
     assert (await replica.check()).remaining == 29
@@ -343,6 +343,42 @@ async def test_a_denial_is_remembered_only_as_far_as_nothing_can_be_given_back(
     for _ in range(5):
         assert not (await two.check()).allowed
     assert asked(objects) == before
+
+
+CHAT_ALONE = changed(DAILY, name="chat", lease=None, routes=("chat",))
+
+
+@pytest.mark.parametrize("route", ["kv", "chat"])
+async def test_a_route_that_has_no_lease_is_denied_nothing_that_another_may_give_back(
+    objects: FailingObjects, route: RouteName
+) -> None:
+    one, two = Replica(objects, "one", BURST, CHAT_ALONE), Replica(objects, "two", BURST, CHAT_ALONE)
+    for _ in range(2):
+        await one.check()
+    assert (await two.check(78, route="chat")).allowed
+    assert not (await two.check(route="chat")).allowed
+    objects.clock.advance(2)
+    await one.limiter.give_back()
+    assert (await two.check(20, route=route)).allowed
+    assert not (await two.check(route="chat")).allowed
+    before = asked(objects)
+    for _ in range(5):
+        assert not (await two.check(route="chat")).allowed
+    assert asked(objects) == before
+
+
+async def test_a_policy_that_is_leased_no_more_denies_nothing_that_may_still_come_back(objects: FailingObjects) -> None:
+    replica = Replica(objects, "one")
+    for _ in range(2):
+        await replica.check()
+    unleased = TenantLimits(policies=(changed(BURST, lease=None),))
+    assert replica.limits.replace({"acme": tenant(limits=unleased)}) == ["acme"]
+    for memory in (replica.denials, replica.leases):
+        memory.clear()
+    assert (await replica.check(78)).allowed
+    assert not (await replica.check(20)).allowed
+    await replica.limiter.give_back()
+    assert (await replica.check(20)).allowed
 
 
 async def test_as_many_clients_have_leases_as_there_is_room_for(objects: FailingObjects) -> None:

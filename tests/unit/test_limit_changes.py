@@ -240,13 +240,13 @@ def test_the_limits_of_a_file_are_found_when_it_has_changed_and_only_then(folder
     assert watched.look().keys() == {"acme"}
     assert watched.look() == {}
     written(folder, limits="{capacity: 7}")
-    assert watched.look()["acme"].capacity == 7
+    assert watched.look()["acme"].limits.capacity == 7
     assert watched.look() == {}
     # As long, in the same second, and another file all the same.
     status = file.stat()
     written(folder, limits="{capacity: 8}")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert watched.look()["acme"].capacity == 8
+    assert watched.look()["acme"].limits.capacity == 8
     assert watched.standing().restart == {}
 
 
@@ -270,7 +270,7 @@ def test_what_else_has_changed_waits_for_a_restart_and_is_named(folder: Path, ca
     written(folder, "new")
     gone = written(folder, "gone")
     watched = files(folder, "acme", "gone")
-    assert {name: limits.capacity for name, limits in watched.look().items()} == {"acme": 7, "gone": 100}
+    assert {name: found.limits.capacity for name, found in watched.look().items()} == {"acme": 7, "gone": 100}
     gone.unlink()
     assert watched.look() == {}
     assert watched.standing().restart == {
@@ -283,6 +283,26 @@ def test_what_else_has_changed_waits_for_a_restart_and_is_named(folder: Path, ca
     written(folder, limits="{capacity: 7}")
     watched.look()
     assert "acme" not in watched.standing().restart
+
+
+def test_budgets_and_limits_on_turns_are_taken_over_too(folder: Path) -> None:
+    written(folder, more="budgets: [{name: daily, per: day, output_tokens: 5}]\nconcurrency: {per_client: 2}\n")
+    watched = files(folder)
+    found = watched.look()["acme"]
+    assert ([budget.output_tokens for budget in found.budgets], found.concurrency.per_client) == ([5], 2)
+    assert watched.standing().restart == {}
+
+
+def test_budgets_of_another_model_wait_for_it_and_those_of_before_stay(folder: Path) -> None:
+    watched = files(folder)
+    written(folder, more="budgets: [{name: daily, per: day, output_tokens: 5}]\n")
+    watched.look()
+    other = "model: {base_url: 'http://127.0.0.1:1/v1', model: other}\n"
+    written(folder, more=f"{other}budgets: [{{name: daily, per: day, model: other, output_tokens: 9}}]\n")
+    found = watched.look()["acme"]
+    assert [budget.output_tokens for budget in found.budgets] == [5]
+    assert found.model.name == "embedded"
+    assert watched.standing().restart == {"acme": "model, budgets"}
 
 
 def test_a_folder_that_is_not_there_is_told_of_once_and_changes_nothing(

@@ -16,7 +16,7 @@ from actors.bucket import Decision, Policy
 from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
 from actors.runtime.object_id import ObjectId
-from configs.limits import PolicyConfig, TenantLimits
+from configs.limits import LeaseConfig, PolicyConfig, RouteName, TenantLimits
 from deployments.client_name import CLIENT_CHARS_MAX, Requester
 from deployments.denials import Denials
 from deployments.errors import QuotaExceeded, TooManyNewClients
@@ -227,6 +227,29 @@ async def test_a_tenant_that_fails_open_is_let_through_without_its_bucket_and_th
     assert (await _check(clients.limiter, _requester(), 1)).remaining == 4
 
 
+@pytest.mark.parametrize("lease", [None, LeaseConfig(tokens=2)])
+@pytest.mark.parametrize("fail", ["open", "closed"])
+async def test_a_bucket_that_never_answers_keeps_nobody_waiting_for_longer_than_the_tenant_says(
+    objects: FailingObjects, monkeypatch: pytest.MonkeyPatch, fail: str, lease: LeaseConfig | None
+) -> None:
+    async def hang(object_id: ObjectId, call: Call) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    policies = (PolicyConfig(name="burst", capacity=5, refill_per_second=0, lease=lease),)
+    clients = _clients(objects, fail=fail, fail_after_s=0.1, policies=policies)
+    monkeypatch.setattr(objects, "send", hang)
+    # A call has a minute by itself.
+    async with asyncio.timeout(5):
+        if fail == "open":
+            verdict = await _check(clients.limiter, _requester(), 1)
+            assert (verdict.allowed, verdict.decision) == (True, None)
+        else:
+            with pytest.raises(ObjectReset):
+                await _check(clients.limiter, _requester(), 1)
+    assert clients.told.all() == [("let_through" if fail == "open" else "refused", "acme", "", 1)]
+
+
 async def test_while_a_new_client_waits_for_its_next_try_others_have_their_turn(objects: FailingObjects) -> None:
     clients = _clients(objects)
     objects.failing[CHECK] = [RESET] * 3
@@ -349,6 +372,32 @@ async def test_a_cheaper_request_and_another_client_are_not_denied_by_what_is_re
     assert (await _check(clients.limiter, _requester(tenant_name="demo"), 4)).allowed
 
 
+async def test_a_client_that_is_denied_on_one_route_stays_denied_on_another_without_a_call(
+    objects: FailingObjects, clock: ManualClock
+) -> None:
+    policies = (
+        PolicyConfig(name="answers", capacity=3, refill_per_second=0.1, routes=("chat",)),
+        PolicyConfig(name="writes", capacity=2, refill_per_second=0.2, routes=("kv",)),
+    )
+    clients = _clients(objects, policies=policies)
+    clients.denials.certain_until(1_000)
+    routes: tuple[RouteName, ...] = ("chat", "kv")
+    for route, cost in zip(routes, (3, 2), strict=True):
+        assert (await clients.limiter.check(_requester(), route, cost)).allowed
+    for route in routes:
+        assert not (await clients.limiter.check(_requester(), route)).allowed
+        clock.advance(1)
+    asked = objects.calls.count(CHECK)
+    for _ in range(5):
+        for route in routes:
+            assert not (await clients.limiter.check(_requester(), route)).allowed
+    assert objects.calls.count(CHECK) == asked
+    clock.advance(3)
+    assert [(await clients.limiter.check(_requester(), route)).allowed for route in routes] == [False, True]
+    clock.advance(5)
+    assert (await clients.limiter.check(_requester(), "chat")).allowed
+
+
 async def test_without_word_of_resets_nothing_is_answered_from_memory(
     objects: FailingObjects, clock: ManualClock
 ) -> None:
@@ -368,7 +417,7 @@ async def test_changed_limits_are_asked_of_the_bucket_at_once(objects: FailingOb
     clients.denials.certain_until(1_000)
     await _check(clients.limiter, _requester(), 5)
     assert not (await _check(clients.limiter, _requester(), 1)).allowed
-    assert clients.limits.replace({"acme": TenantLimits(capacity=50, refill_per_second=1)}) == ["acme"]
+    assert clients.limits.replace({"acme": tenant(limits=TenantLimits(capacity=50, refill_per_second=1))}) == ["acme"]
     assert not (await _check(clients.limiter, _requester(), 1)).allowed
     assert objects.calls.count(CHECK) == 3
     objects.clock.advance(1)
