@@ -92,6 +92,6 @@ ModelDeployment: Any = serve.deployment(
     max_queued_requests=MAX_ONGOING_REQUESTS,
     ray_actor_options={"num_cpus": 0.5},
     health_check_timeout_s=30,
-    # Longer than a chat replica, stopped at the same time, lets its turns go on.
+    # Longer than a chat replica, stopped as well, lets its turns go on. Serve stops those that ask first.
     graceful_shutdown_timeout_s=40,
 )(Model)

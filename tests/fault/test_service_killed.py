@@ -1,6 +1,7 @@
-"""Is everything that was acknowledged still there when every process of the service was killed at once?
+"""Is everything that was acknowledged still there when every process of the service was killed at once, or was stopped?
 
-The service is started by itself for this, and killed by `kill -9` while clients write to it.
+The service is started by itself for this, and killed by `kill -9` while clients write to it, or stopped while it
+answers.
 """
 
 from __future__ import annotations
@@ -13,26 +14,35 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from httpx_sse import connect_sse
 
 from deployments.free_port import free_port
 from tests.integration.calls import contents, eventually, found_by, ingest, new_session, ok, pdf, say, unique, upload
-from tests.integration.conftest import Service
+from tests.integration.conftest import Service, configured
+from tests.integration.scripted_model import KEY, answer, question, scripted_model
 
 #: Two starts of the whole service, on a machine that may do other things as well.
 TIMEOUT_S = 600
 KEYS = ("sk-demo", "sk-acme")
 #: Written before the kill comes, so that it comes in the middle.
 ACKNOWLEDGED_FIRST = 30
+#: Of the scripted model: some seconds, and less than a replica that is stopped lets its turns go on.
+PIECES, PAUSE_S = 60, 0.1
+#: Of the embedded model: some seconds as well, as they are told at once.
+STORIES = ("a ship", "a hill", "a cat", "a fox")
+STORY_TOKENS = 160
 
 
 @pytest.fixture(scope="module")
 def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("killed"), free_port())
-    running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
+    with scripted_model() as model:
+        config = configured(tmp_path_factory.mktemp("config"), model)
+        running = Service(tmp_path_factory.mktemp("killed"), free_port(), config)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop()
 
 
 class Writer:
@@ -166,12 +176,25 @@ def test_after_a_kill_of_every_process_and_a_restart_all_that_was_acknowledged_i
         assert ok(small.get("/ratelimit/usage"))["remaining"] == 23
 
 
+def begun(client: httpx.Client, message: str, **more: Any) -> str:
+    """The path of a turn that has shown a part of its answer, and that nobody follows."""
+    with connect_sse(client, "POST", "/chat", json={"message": message, "retrieve": False, **more}) as source:
+        next(event for event in source.iter_sse() if event.event == "text.delta")
+        return str(source.response.headers["content-location"]).removesuffix("/events")
+
+
 @pytest.mark.timeout(TIMEOUT_S)
-def test_a_stopped_service_leaves_no_process_and_starts_again_on_its_data(own_service: Service) -> None:
-    service = own_service
-    with service.client() as client:
+def test_a_stopped_service_ends_its_answers_leaves_no_process_and_starts_again_on_its_data(
+    own_service: Service,
+) -> None:
+    service, tag = own_service, unique("answered")
+    with service.client() as client, service.client(KEY) as scripted:
         session = new_session(client, title="kept")
         say(client, session, "before")
+        slow = begun(scripted, question(tag, pieces=PIECES, pause_s=PAUSE_S))
+        told = [begun(client, f"Tell me a long story of {hero}.", max_tokens=STORY_TOKENS) for hero in STORIES]
+        under_way = [ok(scripted.get(slow)), *[ok(client.get(turn)) for turn in told]]
+        assert {turn["status"] for turn in under_way} == {"in_progress"}
     processes = service.processes()
     service.stop()
     _, alive = psutil.wait_procs(processes, timeout=10)
@@ -180,3 +203,17 @@ def test_a_stopped_service_leaves_no_process_and_starts_again_on_its_data(own_se
     with service.client() as client:
         assert contents(client, session) == ["before"]
         assert say(client, session, "after") == 2
+        for turn in told:
+            assert_answered_at_once(client, turn)
+    with service.client(KEY) as scripted:
+        assert assert_answered_at_once(scripted, slow) == answer(tag, PIECES)
+
+
+def assert_answered_at_once(client: httpx.Client, path: str) -> str:
+    """The turn has come to its end the first time that it was tried. Returns its text."""
+    turn = ok(client.get(path))
+    assert (turn["status"], turn["attempt"]) == ("completed", 1)
+    with connect_sse(client, "GET", f"{path}/events") as source:
+        heard = [event for event in source.iter_sse() if event.data]
+    assert "turn.retrying" not in [event.event for event in heard]
+    return "".join(event.json()["text"] for event in heard if event.event == "text.delta")

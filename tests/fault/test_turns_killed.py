@@ -22,8 +22,10 @@ from tests.integration.calls import eventually, ok, unique
 from tests.integration.conftest import Service, configured
 from tests.integration.scripted_model import KEY, MODEL, ScriptedModel, answer, piece, question, scripted_model
 
-#: Of one answer of the embedded model.
-EMBEDDED_TOKENS = 20
+#: So many answers of the embedded model are made at once. They are long enough not to be over when all have begun, and
+#: the others, which wait for them, short enough to be over in time.
+EMBEDDED_AT_ONCE = 4
+LONG_TOKENS, SHORT_TOKENS = 100, 20
 DEMO_KEY = "sk-demo"
 #: The start of the service, and a test, on a machine that may do other things as well.
 TIMEOUT_S = 400
@@ -31,6 +33,8 @@ TURNS = 20
 PIECES = 60
 #: From the kill on, for all of them.
 ENDED_WITHIN_S = 30.0
+#: For those that have shown a part of their answer to hear what becomes of it.
+NOTICED_WITHIN_S = 15.0
 FINAL = ("completed", "incomplete", "failed", "cancelled")
 #: The key of a tenant whose model goes on with what was told of an answer.
 LASTING_KEY = "sk-lasting"
@@ -76,9 +80,14 @@ class Asker:
 
     tag: str
     key: str
-    first_s: float
+    first_s: float = 0.0
+    max_tokens: int | None = None
+    #: It asks when these have shown something.
+    follows: Sequence[Asker] = ()
     heard: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     ended_s: float = 0.0
+    #: When it first heard that the one who answered was lost.
+    noticed_s: float | None = None
     #: Of the turn, as soon as its stream has begun.
     path: str = ""
 
@@ -91,11 +100,14 @@ class Asker:
         return "".join(data["text"] for _, kind, data in self.heard if kind == "text.delta")
 
     @property
-    def max_tokens(self) -> int | None:
-        return None
+    def goes_on(self) -> bool:
+        """It has heard that the answer, of which it has a part, goes on from there."""
+        return any(kind == "turn.retrying" and data["continues"] for _, kind, data in self.heard)
 
     async def run(self, client: httpx.AsyncClient) -> None:
         body = {"message": self.message, "retrieve": False, "request_id": self.tag, "max_tokens": self.max_tokens}
+        while not all(asker.text for asker in self.follows):
+            await asyncio.sleep(0.02)
         while not self.heard:
             await self._read(client, "POST", "/chat", json=body)
         while self.heard[-1][1] not in ("turn.completed", "turn.incomplete", "turn.cancelled", "error"):
@@ -115,6 +127,8 @@ class Asker:
                 async for event in source.aiter_sse():
                     if event.data:
                         self.heard.append((int(event.id), event.event, event.json()))
+                        if event.event in ("turn.retrying", "turn.incomplete") and self.noticed_s is None:
+                            self.noticed_s = time.monotonic()
         except httpx.TransportError:
             await asyncio.sleep(PAUSE_S)
 
@@ -125,10 +139,6 @@ class EmbeddedAsker(Asker):
     @property
     def message(self) -> str:
         return f"Tell me a story of {self.tag}."
-
-    @property
-    def max_tokens(self) -> int | None:
-        return EMBEDDED_TOKENS
 
 
 async def run_and_kill(service: Service, model: ScriptedModel, name: str) -> tuple[list[Asker], float]:
@@ -207,17 +217,28 @@ async def test_turns_end_as_they_should_when_their_replica_is_killed(service: Se
     ways = await asyncio.to_thread(compare, service, askers, killed_s)
     # Who had heard a part keeps it, and gets the rest where the model can go on; who had heard nothing is answered.
     assert ways == {"incomplete": TURNS // 4, "completed": TURNS - TURNS // 4}
+    noticed_s = [asker.noticed_s for asker in askers if not asker.first_s]
+    assert all(at_s is not None and at_s - killed_s < NOTICED_WITHIN_S for at_s in noticed_s)
     await asyncio.to_thread(eventually, lambda: can_chat(service))
 
 
 @pytest.mark.timeout(TIMEOUT_S)
 async def test_turns_go_on_when_the_embedded_model_is_killed(service: Service) -> None:
-    askers = [EmbeddedAsker(tag=unique("e"), key=DEMO_KEY, first_s=0.0) for _ in range(TURNS)]
-    killed_s = await kill_when(
-        lambda: any(asker.text for asker in askers), service, askers, "ray::ServeReplica:default:Model"
-    )
+    first = [EmbeddedAsker(tag=unique("e"), key=DEMO_KEY, max_tokens=LONG_TOKENS) for _ in range(EMBEDDED_AT_ONCE)]
+    waiting = [
+        EmbeddedAsker(tag=unique("e"), key=DEMO_KEY, max_tokens=SHORT_TOKENS, follows=first)
+        for _ in range(TURNS - EMBEDDED_AT_ONCE)
+    ]
+    askers = [*first, *waiting]
+
+    def are_under_way() -> bool:
+        return all(asker.heard for asker in askers)
+
+    killed_s = await kill_when(are_under_way, service, askers, "ray::ServeReplica:default:Model")
     ways = await asyncio.to_thread(compare, service, askers, killed_s)
     assert ways == {"completed": TURNS}
+    assert min(asker.ended_s for asker in askers) > killed_s
+    assert all(asker.goes_on for asker in first)
 
 
 @pytest.mark.timeout(TIMEOUT_S)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
@@ -59,22 +60,38 @@ class Browser:
         self._process.wait(timeout=30)
 
 
+def cannot_run(why: str) -> NoReturn:
+    """Skips, or fails where these tests have to be run: what is skipped there, nobody would notice."""
+    if os.environ.get("REQUIRE_AI_SDK"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The AI SDK, as the lock file has it."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("Node.js, which only these tests need, is not installed")
+        cannot_run("Node.js, which only these tests need, is not installed")
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
     if int(version.removeprefix("v").partition(".")[0]) < NODE_MIN:
-        pytest.skip(f"these tests need Node.js {NODE_MIN}, and {version.strip()} is installed")
+        cannot_run(f"these tests need Node.js {NODE_MIN}, and {version.strip()} is installed")
     folder = tmp_path_factory.mktemp("ui") / "ui"
     shutil.copytree(UI, folder, ignore=shutil.ignore_patterns("node_modules"))
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=INSTALLED_WITHIN_S)
     if installed.returncode != 0 and re.search(r"ECONN|ENOTFOUND|ETIMEDOUT|EAI_AGAIN|network", installed.stderr):
-        pytest.skip(f"npm's registry can't be reached: {installed.stderr[-300:]}")
+        cannot_run(f"npm's registry can't be reached: {installed.stderr[-300:]}")
     assert installed.returncode == 0, installed.stderr
     return folder
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_nothing_is_skipped_where_all_is_required(
+    monkeypatch: pytest.MonkeyPatch, required: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("REQUIRE_AI_SDK", required)
+    with pytest.raises(outcome, match=r"no Node\.js"):
+        cannot_run("no Node.js")
 
 
 @pytest.fixture(params=PACKAGES)
