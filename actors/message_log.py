@@ -24,9 +24,10 @@ TRANSCRIPT_PAGE_MAX = 200
 _END = 2**62
 
 _COLUMNS = "id, role, content, tokens, data, created_at"
+# One bound: of two SQLite would go as far as the first says, which may be through all that was ever said.
 _IS_INSTRUCTION = (
-    "role = 'system' AND replaced_by IS NULL AND id < ?"
-    " AND id < ifnull((SELECT min(id) FROM message WHERE role = 'user' AND replaced_by IS NULL), 1 << 62)"
+    "role = 'system' AND replaced_by IS NULL AND id < min(?, ifnull("
+    "(SELECT id FROM message WHERE role = 'user' AND replaced_by IS NULL ORDER BY id LIMIT 1), 1 << 62))"
 )
 
 
