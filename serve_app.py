@@ -14,7 +14,7 @@ import actors
 from actors import ChatSession, Directory, DocumentIndex, KeyValue, LimitNews, TokenBucket, TokenUsage, TurnQueue
 from actors.runtime import class_history
 from actors.runtime.class_migration import ClassMigration
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.placement import Cluster
 from actors.runtime.slot import record_slots
 from configs.class_migrations import load_class_history

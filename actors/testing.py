@@ -29,7 +29,7 @@ from actors.runtime.backend_local import LocalBackend
 from actors.runtime.call import Call, HostLost, Reply, unpack
 from actors.runtime.clock import ManualClock
 from actors.runtime.errors import ObjectReset
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Class, Namespace, Stub
 from actors.runtime.object import ClassSpec, DurableObject
 from actors.runtime.object_id import ObjectId

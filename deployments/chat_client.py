@@ -99,7 +99,13 @@ class ChatClient:
         )
 
     async def stream(
-        self, request: ChatRequest, *, base_url: str, model: str, api_key: str | None = None
+        self,
+        request: ChatRequest,
+        *,
+        base_url: str,
+        model: str,
+        api_key: str | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[ModelEvent, None]:
         """Asks and yields the answer.
 
@@ -108,13 +114,14 @@ class ChatClient:
             base_url: The server.
             model: The server's name for the model.
             api_key: The key itself, for a server that this process started; goes before `api_key_env`.
+            more: What only this server understands of a request's body.
         """
         deadline = asyncio.get_running_loop().time() + request.timeout_s
         key = api_key or self._key(request.api_key_env)
         asked = self._http.build_request(
             "POST",
             f"{base_url.rstrip('/')}/chat/completions",
-            content=json.dumps(_body(request, model)).encode(),
+            content=json.dumps({**_body(request, model), **(more or {})}).encode(),
             headers={
                 "accept": "text/event-stream",
                 "content-type": "application/json",

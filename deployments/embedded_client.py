@@ -17,6 +17,8 @@ from deployments.errors import ModelUnavailable
 BUSY_RETRY_AFTER_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
 COUNT_TIMEOUT_S = 10.0
+#: llama.cpp sees that nobody listens any more when it has something to say: with this, while it reads a long question.
+_TOLD_OF_PROGRESS = {"return_progress": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +60,11 @@ class EmbeddedClient:
         self._taken += 1
         try:
             answer = self._client.stream(
-                request, base_url=self.access.base_url, model=self.access.model, api_key=self.access.api_key
+                request,
+                base_url=self.access.base_url,
+                model=self.access.model,
+                api_key=self.access.api_key,
+                more=_TOLD_OF_PROGRESS,
             )
             # Closed here and not by the garbage collector: the generation must end when its listener goes.
             async with contextlib.aclosing(answer) as events:

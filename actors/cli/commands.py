@@ -20,7 +20,7 @@ from actors.cli.output import JsonOutput, Output, TableOutput, printable
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import connect
 from actors.runtime.errors import DurableError, InvalidArgument, SlotOwned, StatementRefused
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object import DurableObject
 from actors.runtime.object_id import ObjectId
 from actors.runtime.operations import Inspectable, Operator

@@ -16,7 +16,8 @@ from actors.runtime import class_history
 from actors.runtime.call import Call, Reply
 from actors.runtime.class_migration import ClassMigration
 from actors.runtime.clock import Clock
-from actors.runtime.host import HostSettings, ObjectHost
+from actors.runtime.host import ObjectHost
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.inspection import Inspector
 from actors.runtime.lane import Lane
 from actors.runtime.namespace import Class, Namespace

@@ -13,7 +13,6 @@ import logging
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.commits import Commits
 from actors.runtime.errors import DurableError, InvalidArgument, ObjectOverloaded
 from actors.runtime.gates import Gate
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Objects
 from actors.runtime.object import ClassSpec, MethodSpec, Repeat, by_name
 from actors.runtime.object_files import files_in
@@ -48,32 +48,6 @@ _ALARM_AGAIN_AFTER_S = 1.0
 #: Which part of a slice goes to objects that hibernate, before the loop turns to the calls that came.
 HIBERNATION_PART = 4
 _NO_METHOD = MethodSpec(name="", function=lambda: None, is_async=False, repeat=Repeat.NEVER)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HostSettings:
-    """Limits of one host."""
-
-    #: How many partitions all objects of the data directory are divided into. Recorded there for ever.
-    slots: int = 256
-    #: An object that had no turn for so long hibernates.
-    idle_after_s: float = 10.0
-    #: Objects open at once; each takes two file descriptors and about 100 kB. The least recently used leave first.
-    resident_objects_max: int = 1000
-    #: Calls waiting for one object, in number, in bytes of their arguments, and in age.
-    mailbox_calls_max: int = 1000
-    mailbox_bytes_max: int = 32 * 1024 * 1024
-    mailbox_age_max_s: float = 30.0
-    #: What one object's database may grow to. A write beyond is refused with `StorageFull`.
-    database_bytes_max: int = sqlite.DATABASE_BYTES_MAX
-    #: A turn that holds the host's loop for longer is logged.
-    slow_turn_ms: float = 100.0
-    #: An object that has run turns for so long lets its neighbours run.
-    slice_ms: float = 20.0
-    #: `block_concurrency_while` that takes longer resets the object.
-    block_timeout_s: float = 30.0
-    #: An alarm's handler that takes longer is ended at an `await`, and tried again as one that raised.
-    alarm_timeout_s: float = 900.0
 
 
 class ObjectHost:

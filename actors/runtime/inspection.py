@@ -24,7 +24,8 @@ from actors.runtime.call import unpack
 from actors.runtime.clock import Clock, SystemClock
 from actors.runtime.custody import Custody, storage_errors
 from actors.runtime.errors import InvalidArgument, ObjectNotFound, SlotOwned
-from actors.runtime.host import HostSettings, ObjectHost
+from actors.runtime.host import ObjectHost
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object_files import Found, ObjectFiles, Wanted
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import ObjectInfo

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.runtime.class_migration import ClassMigration
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object import ClassSpec, DurableObject
 from actors.runtime.object_id import ObjectId
 from actors.runtime.slot import host_of

@@ -20,7 +20,7 @@ from actors import ChatSession, LocalBackend, TokenBucket
 from actors.runtime import sqlite_memory
 from actors.runtime.call import Call, pack_arguments
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from tests.benchmarks.over_stubs import TENANT, make_sessions
 from tests.benchmarks.report import Row, Skipped, at_most, figure
 

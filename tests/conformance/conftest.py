@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import CLASSES, SETTINGS, Desk

@@ -11,7 +11,7 @@ import pytest
 
 from actors.runtime import ObjectReset
 from actors.runtime.alarms import entry_of
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import Desk

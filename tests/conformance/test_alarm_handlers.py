@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from actors.runtime import AlarmInfo, ObjectOverloaded, ObjectReset
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.turn import CALL_TIMEOUT_S
 from actors.testing import Lab

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.runtime import CallCycle, ObjectOverloaded, ObjectReset
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.turn import current_turn
 from actors.testing import Lab

@@ -11,7 +11,7 @@ import pytest
 
 from actors.runtime import ObjectReset
 from actors.runtime.call import unpack
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import STORAGE_WRITES, Desk, desk_with

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.runtime import DurableError, ObjectReset, interleaved
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import Desk, Moody, Starting, desk_with

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.runtime import AlarmInfo, InvalidArgument
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.testing import Lab
 from tests.conformance.classes import Desk, desk_with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.runtime.backend_ray import RayBackend, start
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.placement import Cluster
 from tests.conformance.classes import CLASSES, SETTINGS
 from tests.conformance.support import Eventually, until

@@ -11,7 +11,7 @@ import pytest
 
 from actors.runtime import ObjectOverloaded, interleaved
 from actors.runtime.backend_local import LocalBackend
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import CLASSES, SETTINGS, Desk, desk_with

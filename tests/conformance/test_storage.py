@@ -10,7 +10,7 @@ import pytest
 
 from actors.runtime import InvalidArgument, ObjectReset, StatementRefused, StorageFull
 from actors.runtime.call import unpack
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.conformance.classes import STORAGE_USES, Desk, desk_with

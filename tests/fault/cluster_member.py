@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from actors.runtime.backend_ray import RayBackend, start
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.placement import Cluster
 from tests.fault.child import serve
 from tests.objects import Notebook

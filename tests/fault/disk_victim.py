@@ -18,7 +18,7 @@ from actors.runtime import sqlite
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.call import unpack
 from actors.runtime.connection import ObjectConnection
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object_id import ObjectId
 from tests.conformance.classes import Desk
 from tests.conformance.support import call_of

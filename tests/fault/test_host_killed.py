@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from actors.runtime.backend_ray import RayBackend, start
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.object_id import ObjectId
 from actors.runtime.placement import Cluster, Placement

@@ -13,7 +13,7 @@ import pytest
 
 from actors.runtime.backend_ray import RayBackend, start
 from actors.runtime.errors import ObjectQuarantined, ObjectReset
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.object_id import ObjectId
 from actors.runtime.operations import Operator

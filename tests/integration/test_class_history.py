@@ -13,7 +13,7 @@ from actors.runtime import ClassesRefused, SlotOwned
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import NAMESPACE, connect, start
 from actors.runtime.class_migration import ClassMigration
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.placement import Cluster
 from tests.objects import Notebook
 

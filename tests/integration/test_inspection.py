@@ -17,7 +17,7 @@ from actors import ObjectConflict, ObjectId, ObjectNotFound, Operator
 from actors.cli.commands import main
 from actors.runtime import StatementRefused
 from actors.runtime.backend_ray import NAMESPACE, RayBackend, start
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.operations import Inspectable
 from actors.runtime.placement import Cluster, Placement
 from tests.objects import Ledger, Notebook

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ray import serve
 from actors.message import Message
 from deployments.chat_client import ChatClient
 from deployments.chat_request import Accepted, ChatMessage, ChatRequest, Finished, ModelEvent, TextDelta
-from deployments.embedded_client import EmbeddedClient
+from deployments.embedded_client import EmbeddedAccess, EmbeddedClient
 from deployments.embedded_model import MODEL_NAME, EmbeddedServer, EmbeddedSettings, packaged_weights
 from deployments.errors import ModelRefused, ModelUnavailable
 from deployments.model import ModelDeployment
@@ -126,6 +127,35 @@ async def test_closing_an_answer_stops_its_generation(client: ChatClient, embedd
         await stream.aclose()
         while await asyncio.to_thread(embedded.answering):
             pass
+
+
+async def test_an_answer_is_stopped_while_its_question_is_read() -> None:
+    server = EmbeddedServer(replace(SETTINGS, parallel=1, context_tokens=4096))
+    access = EmbeddedAccess(
+        node_id="here",
+        base_url=server.base_url,
+        tokenize_url=server.tokenize_url,
+        health_url=server.health_url,
+        model=server.model,
+        api_key=server.api_key,
+        places=1,
+    )
+    stream = EmbeddedClient(access).stream(question("word " * 3_900))
+    reading = asyncio.ensure_future(anext(stream))
+    while not server.answering():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+
+    asked_s = time.process_time()
+    reading.cancel()
+    while server.answering():
+        await asyncio.sleep(0.01)
+
+    # Of the cores, which others use as well: to read all of it takes more than ten.
+    assert time.process_time() - asked_s < STOPPED_WITHIN_S
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    server.close()
 
 
 async def test_messages_that_do_not_fit_the_context_are_refused(client: ChatClient, embedded: EmbeddedServer) -> None:

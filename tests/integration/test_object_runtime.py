@@ -22,7 +22,7 @@ from actors.runtime import ObjectOverloaded, ObjectReset, SlotOwned
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.backend_ray import NAMESPACE, RayBackend, connect, start
 from actors.runtime.call import HostRetired, NotOwner
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Namespace, Stub
 from actors.runtime.placement import Cluster, Placement
 from actors.runtime.sqlite import wal_of

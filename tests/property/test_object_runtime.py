@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from actors.runtime import AlarmInfo, CallCycle, ObjectReset, RequestReused, idempotent, interleaved, read
 from actors.runtime.alarm import RETRIES_MAX
 from actors.runtime.call import unpack
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.once import REQUESTS_KEPT_S
 from actors.testing import Lab

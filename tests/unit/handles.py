@@ -38,7 +38,7 @@ from actors import (
 )
 from actors.runtime.call import Call, Reply
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object_id import ObjectId
 from configs.budgets import BudgetConfig, ConcurrencyConfig
 from configs.limits import TenantLimits

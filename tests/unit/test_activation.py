@@ -19,7 +19,7 @@ from actors.runtime import (
     read,
 )
 from actors.runtime.call import unpack
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object import ClassSpec, ObjectContext
 from actors.testing import Lab
 from tests.conformance.support import call_of, outcomes_of, ticks

@@ -18,7 +18,7 @@ from actors import DurableObject, LocalBackend, ObjectQuarantined
 from actors.cli.commands import main
 from actors.cli.output import CELL_CHARS_MAX
 from actors.runtime import operations
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.runtime.quarantine import CRASHES_MAX
 from tests.conftest import REPOSITORY

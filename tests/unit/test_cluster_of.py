@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from configs.service import ObjectsConfig, ServiceConfig
 
 # Serve's own use of pydantic.

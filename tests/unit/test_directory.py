@@ -11,7 +11,7 @@ import pytest
 from actors import ChatSession, Directory, InvalidArgument, LocalBackend, ObjectNotFound
 from actors.directory import PAGE_MAX, Activity, SessionMetadata
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
 

@@ -14,7 +14,7 @@ from actors import Directory, DurableObject, LocalBackend
 from actors.directory import SessionMetadata, create_tables, folded
 from actors.runtime import idempotent
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 
 NOW = 1_000_000_000.0

@@ -23,7 +23,7 @@ from actors.document_index import (
     Scalar,
 )
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
 

@@ -14,7 +14,7 @@ from actors.runtime.activation import Activation
 from actors.runtime.alarms import AlarmIndex
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.object_id import ObjectId
 from actors.testing import Lab
 from tests.conformance.support import outcomes_of, ticks

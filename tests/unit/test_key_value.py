@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from actors import InvalidArgument, KeyValue, LocalBackend
 from actors.key_value import KEY_CHARS_MAX, LIST_MAX, VALUE_BYTES_MAX
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
 

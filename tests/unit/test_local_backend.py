@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors import DurableObject, KeyValue, LocalBackend, read
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from tests.conformance.support import until
 from tests.objects import AlarmClock
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from actors import ChatSession, LocalBackend
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 
 SESSIONS = 5_000
 RESIDENT_MAX = 200

@@ -9,7 +9,7 @@ import pytest
 
 from actors import ChatSession, Directory, LocalBackend, ObjectNotFound, TokenUsage, TurnQueue
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.turn import Claim, NewEvent, NewTurn, Usage
 from tests.turns import asked

@@ -16,7 +16,7 @@ from actors import AlarmInfo, DurableObject, InvalidArgument, LimitNews, LocalBa
 from actors.bucket import RETRY_AFTER_MAX_S, Decision, Policy
 from actors.limit_news import NEWS_NAME, NEWS_TENANT
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.token_bucket import (
     KEPT_FULL_S,

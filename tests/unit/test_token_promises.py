@@ -11,7 +11,7 @@ import pytest
 
 from actors import LocalBackend, TokenUsage
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.token_budget import PROMISED_RETRY_AFTER_S, Budget, Ruling
 from actors.token_reservations import SETTLED_KEPT_S, Promise

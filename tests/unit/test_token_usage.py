@@ -10,7 +10,7 @@ import pytest
 
 from actors import LocalBackend, TokenUsage
 from actors.runtime import RequestReused
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.token_usage import DAYS_KEPT, USAGE_NAME
 from tests.unit.objects_fixtures import Hibernating

@@ -10,7 +10,7 @@ import pytest
 
 from actors import LocalBackend, TurnQueue, turn_queue
 from actors.runtime.custody import HOLD_WAIT_S
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from tests.unit.objects_fixtures import Hibernating
 

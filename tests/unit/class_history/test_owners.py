@@ -9,7 +9,7 @@ import pytest
 from actors.runtime import ClassesRefused, DurableObject, SlotOwned, idempotent, read
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.class_migration import ClassMigration
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.placement import Cluster
 from actors.runtime.slot import SlotLock
 from tests.unit.class_history.data import BEGIN, SLOTS, Data, second

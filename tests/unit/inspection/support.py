@@ -13,7 +13,7 @@ from sqlite_utils.migrations import Migrations
 
 from actors import LocalBackend, Operator
 from actors.runtime import DurableObject
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.runtime.object_id import ObjectId
 from actors.runtime.object_info import ObjectInfo

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from tests.objects import Ledger, Notebook
 
 SETTINGS = HostSettings(

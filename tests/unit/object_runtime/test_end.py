@@ -12,7 +12,7 @@ import pytest
 from actors.runtime import ObjectReset, SlotOwned, sqlite
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.call import HostRetired
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from tests.conformance.support import call_of, ticks
 from tests.objects import Notebook, gate_in

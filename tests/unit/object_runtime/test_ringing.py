@@ -7,7 +7,7 @@ from pathlib import Path
 from actors import DurableObject, LocalBackend
 from actors.runtime import AlarmInfo
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 
 
 class Slow(DurableObject):

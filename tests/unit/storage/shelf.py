@@ -12,7 +12,7 @@ from sqlite_utils.migrations import Migrations
 
 from actors.runtime import DurableObject, exactly_once, read
 from actors.runtime.backend_local import LocalBackend
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 
 migrations = Migrations("shelf")

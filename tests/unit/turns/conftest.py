@@ -9,7 +9,7 @@ import pytest
 
 from actors import ChatSession, LocalBackend
 from actors.runtime.clock import ManualClock
-from actors.runtime.host import HostSettings
+from actors.runtime.host_settings import HostSettings
 from actors.runtime.namespace import Stub
 from actors.testing import Lab
 from tests.turns import CLASSES
