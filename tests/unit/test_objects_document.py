@@ -31,7 +31,8 @@ def test_the_document_is_short_and_its_blocks_print_what_it_shows(tmp_path: Path
 
 
 def test_the_limits_that_the_document_names_are_those_of_the_code() -> None:
-    settings, megabyte = host.HostSettings(), 1024 * 1024
+from actors.runtime.host import ObjectHost
+from actors.runtime.host_settings import HostSettings
     text = " ".join(DOCUMENT.read_text().split())
     for named in (
         f"given up after {RETRIES_MAX} such retries",
