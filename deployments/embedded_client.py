@@ -19,6 +19,8 @@ HEALTH_TIMEOUT_S = 10.0
 COUNT_TIMEOUT_S = 10.0
 #: llama.cpp sees that nobody listens any more when it has something to say: with this, while it reads a long question.
 _TOLD_OF_PROGRESS = {"return_progress": True}
+#: Tokens that it reads well within a second on one core. To be told of that would only keep the first word back.
+_READ_SOON_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +61,13 @@ class EmbeddedClient:
             raise ModelUnavailable("too many answers are waiting for the embedded model", BUSY_RETRY_AFTER_S)
         self._taken += 1
         try:
+            is_long = request.estimated_input_tokens() > _READ_SOON_TOKENS
             answer = self._client.stream(
                 request,
                 base_url=self.access.base_url,
                 model=self.access.model,
                 api_key=self.access.api_key,
-                more=_TOLD_OF_PROGRESS,
+                more=_TOLD_OF_PROGRESS if is_long else None,
             )
             # Closed here and not by the garbage collector: the generation must end when its listener goes.
             async with contextlib.aclosing(answer) as events:

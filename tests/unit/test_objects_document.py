@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actors.runtime import connection, host, key_values, object_id, quarantine, sqlite
+from actors.runtime import connection, key_values, object_id, quarantine, sqlite
 from actors.runtime.alarm import RETRIES_MAX
+from actors.runtime.host_settings import HostSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "objects.md"
 LINES_MAX = 120
@@ -31,8 +32,7 @@ def test_the_document_is_short_and_its_blocks_print_what_it_shows(tmp_path: Path
 
 
 def test_the_limits_that_the_document_names_are_those_of_the_code() -> None:
-from actors.runtime.host import ObjectHost
-from actors.runtime.host_settings import HostSettings
+    settings, megabyte = HostSettings(), 1024 * 1024
     text = " ".join(DOCUMENT.read_text().split())
     for named in (
         f"given up after {RETRIES_MAX} such retries",
