@@ -141,7 +141,7 @@ async def test_an_answer_is_stopped_while_its_question_is_read() -> None:
         places=1,
     )
     stream = EmbeddedClient(access).stream(question("word " * 3_900))
-    reading = asyncio.ensure_future(anext(stream))
+    reading = asyncio.ensure_future(first_of(stream))
     while not server.answering():
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
