@@ -255,7 +255,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             await _fork(services, tenant, session_id, follows, new_session_id)
             try:
                 begun = await services.chat.begin.remote(replace(asked, session_id=new_session_id, follows=None))
-            except Exception:
+            except Exception:  # whatever it was, nobody knows of the copy
                 await _discard_copy(services, tenant, new_session_id, turn_id)
                 raise
         return outcome_of(begun)
