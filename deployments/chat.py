@@ -30,6 +30,7 @@ from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.allowances import Allowances
 from deployments.answers import Answers
+from deployments.chat_door import BUSY_RETRY_AFTER_S, ChatDoor
 from deployments.errors import BudgetExceeded, BudgetTooSmall, ModelUnavailable, ServiceError, TooManyTurns
 from deployments.limit_changes import LimitChanges
 from deployments.limit_counts import TELL_EVERY_S, LimitCounts, Outcome
@@ -48,7 +49,6 @@ logger = logging.getLogger("mobula.chat")
 
 #: Turns under way or waiting in one replica, listened to or not.
 TURNS_AT_ONCE_MAX = 256
-BUSY_RETRY_AFTER_S = 1.0
 #: A request to a model is on its way by then, where nothing has to be found for it first.
 MODEL_ASKED_WITHIN_S = 0.005
 #: How long a replica that is stopped lets its turns go on, and then waits for what is left of them to be written down.
@@ -331,7 +331,7 @@ class Chat:
 
 
 class ChatReplica(Chat):
-    """As Serve runs it."""
+    """As Serve runs it, and with a door."""
 
     def __init__(
         self,
@@ -350,9 +350,16 @@ class ChatReplica(Chat):
             search=search,
             count=counter(),
         )
+        self._door = ChatDoor(config.data_dir / "doors", self.begin, TURNS_AT_ONCE_MAX)
+
+    async def door(self) -> str | None:
+        """Where the replica is reached by who is on the same machine; None if it can't be."""
+        path = self._door.open()
+        return None if path is None else str(path)
 
     async def __del__(self) -> None:
         # Serve awaits it, before it ends the replica.
+        self._door.close()
         await self.drain()
 
 

@@ -133,7 +133,7 @@ async def begin(services: Services, question: Question, key: str | None = None) 
     if key is not None:
         question = replace(question, key=key_id("turns", key))
     try:
-        asked: Asked = await services.chat.begin.remote(question)
+        asked: Asked = await services.chat.begin(question)
     except ObjectConflict:
         raise TurnConflict from None
     except RequestReused:

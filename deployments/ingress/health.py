@@ -32,7 +32,7 @@ async def ready(request: Request) -> Response:
     services = services_of(request)
     asked = {
         "objects": services.objects.ready(),
-        "chat and model": services.chat.ready.remote(),
+        "chat and model": services.chat.ready(),
         "ingest and embedding": services.ingest.ready.remote(),
         "search and vectors": services.search.ready.remote(),
     }

@@ -17,6 +17,7 @@ from configs.service import ServiceConfig
 from configs.tenant import TenantConfig
 from deployments.activity import ActivityLog
 from deployments.allowances import Allowances
+from deployments.chat_way import ChatWay
 from deployments.denials import Denials
 from deployments.idempotency import Idempotency
 from deployments.ingress.addresses import ClientAddresses
@@ -55,7 +56,7 @@ class Services:
     idempotency: Idempotency
     usage: UsageLog
     allowances: Allowances
-    chat: DeploymentHandle
+    chat: ChatWay
     model: Models
     embedding: DeploymentHandle
     ingest: DeploymentHandle
@@ -116,7 +117,7 @@ class Services:
             idempotency=Idempotency(objects, now),
             usage=UsageLog(objects, now),
             allowances=Allowances(objects, tenants, model, limits, counts),
-            chat=chat,
+            chat=ChatWay(chat, monotonic),
             model=model,
             embedding=embedding,
             ingest=ingest,

@@ -125,7 +125,7 @@ async def _ask_in(request: Request, tenant: str, place: Place, chat: UIChat, tex
         )
     # Else it never got here, or is long forgotten: it is asked now.
     try:
-        asked: Asked = await services.chat.begin.remote(question)
+        asked: Asked = await services.chat.begin(question)
     except RequestReused:
         problem = "ends with a message whose id another one had: an edited one comes with its `messageId`"
         raise InvalidArgument("messages", chat.question.id, problem) from None

@@ -15,6 +15,7 @@ import inspect
 import itertools
 import pickle
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from configs.tenant import (
 )
 from deployments.activity import ActivityLog
 from deployments.chat_request import Accepted, ChatRequest, Finished, ModelEvent, TextDelta
+from deployments.chat_way import ChatWay
 from deployments.ingress.services import Services
 from deployments.leases import Leases
 from deployments.sessions import Sessions
@@ -112,6 +114,12 @@ class HandleMethod:
                 yield value
         except Exception as raised:  # as Ray does with whatever a deployment raises
             raise as_ray_raises(raised) from None
+
+
+def way_to(chat: object) -> ChatWay:
+    """As an ingress has, without a door."""
+    handle: Any = Handle(chat)
+    return ChatWay(handle, time.monotonic)
 
 
 class HandleStream:

@@ -22,7 +22,7 @@ from deployments.idempotency import LEASE_S
 from deployments.ingress import app as ingress
 from deployments.ingress.problem import MEDIA_TYPE
 from deployments.question import Question
-from tests.unit.handles import EchoModel, Handle, services_over
+from tests.unit.handles import EchoModel, Handle, services_over, way_to
 from tests.unit.objects_fixtures import ring
 from tests.unit.talk import TENANTS, WITHIN_S, CutChat, Talk, talk_at, until
 
@@ -248,7 +248,7 @@ async def test_a_key_is_its_tenants_own(client: httpx.AsyncClient) -> None:
 async def test_a_question_cut_off_before_its_turn_was_recorded_is_begun_once(
     app: FastAPI, client: httpx.AsyncClient, served: Served
 ) -> None:
-    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    app.state.services = dataclasses.replace(served.services, chat=way_to(CutChat(served.talk, served.model)))
     body = {"message": "Why?", "stream": False}
     problem(await client.post("/chat", json=body, headers=key()), 503)
     app.state.services = served.services
@@ -273,7 +273,7 @@ async def test_a_chat_is_asked_again_also_where_it_was_not_noted_that_its_sessio
     # One that was never asked is asked now.
     never = chat("Why?", trigger="regenerate-message") | {"id": "c0"}
     assert (await client.post("/chat", json=never)).status_code == 200
-    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    app.state.services = dataclasses.replace(served.services, chat=way_to(CutChat(served.talk, served.model)))
     assert (await client.post("/chat", json=chat("Why?"))).status_code == 200
     app.state.services = served.services
     text = "Why?" if trigger == "regenerate-message" else "Why not?"
@@ -414,7 +414,7 @@ async def test_a_request_that_comes_again_is_answered_as_long_as_its_answer_is_t
 async def test_a_question_that_was_cut_off_is_told_again_also_when_its_events_are_gone(
     app: FastAPI, client: httpx.AsyncClient, served: Served, stream: bool
 ) -> None:
-    app.state.services = dataclasses.replace(served.services, chat=Handle(CutChat(served.talk, served.model)))
+    app.state.services = dataclasses.replace(served.services, chat=way_to(CutChat(served.talk, served.model)))
     problem(await client.post("/chat", json={"message": "Why?", "stream": False}, headers=key()), 503)
     app.state.services = served.services
     session_id = (await only_session(client))["id"]

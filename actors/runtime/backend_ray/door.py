@@ -38,8 +38,8 @@ _SHUT_FOR_S = 60.0
 _READ_BYTES = 256 * 1024
 _LENGTH = struct.Struct(">Q")
 
-#: A number that the reply will have, and a batch of calls, or a ticket to wait with.
-Request: TypeAlias = tuple[int, "list[Call] | str"]
+#: A number that the answer will have, and a batch of calls, or something else that takes its time: a ticket.
+Request: TypeAlias = tuple[int, Any]
 #: The number of the request, the replies, and what kept the host from giving any.
 Answer: TypeAlias = tuple[int, Any, Reply | None]
 
@@ -163,15 +163,18 @@ class Door:
     Args:
         host: who it is.
         answer: runs a batch of calls.
-        wait: waits for the reply of one that outlived its batch.
+        answer_later: gives what else is asked for, such as the reply of a call that outlived its batch.
     """
 
     def __init__(
-        self, host: str, answer: Callable[[list[Call]], list[Reply]], wait: Callable[[str], Coroutine[Any, Any, Reply]]
+        self,
+        host: str,
+        answer: Callable[[list[Call]], list[Reply]],
+        answer_later: Callable[[Any], Coroutine[Any, Any, Any]],
     ) -> None:
         self._host = host
         self._answer = answer
-        self._wait = wait
+        self._answer_later = answer_later
         self._path: Path | None = None
         self._listening: socket.socket | None = None
         self._shut_until_s = 0.0
@@ -225,7 +228,7 @@ class Door:
 
     def _received(self, wire: Wire, request: Request) -> None:
         number, asked = request
-        if isinstance(asked, str):
+        if not isinstance(asked, list):
             task = asyncio.get_running_loop().create_task(self._reply_later(wire, number, asked))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
@@ -236,9 +239,9 @@ class Door:
             answer = number, None, raised(self._host, error)
         wire.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
 
-    async def _reply_later(self, wire: Wire, number: int, ticket: str) -> None:
+    async def _reply_later(self, wire: Wire, number: int, asked: Any) -> None:
         try:
-            answer: Answer = number, await self._wait(ticket), None
+            answer: Answer = number, await self._answer_later(asked), None
         except Exception as error:  # as above
             answer = number, None, raised(self._host, error)
         wire.send(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
@@ -272,8 +275,8 @@ class Line:
     def close(self) -> None:
         self._wire.close()
 
-    def ask(self, asked: list[Call] | str) -> Awaitable[Any]:
-        """Sends a batch of calls, or a ticket to wait with, and gives what the host will answer. The sending is done
+    def ask(self, asked: Any) -> Awaitable[Any]:
+        """Sends a batch of calls, or what else the door takes, and gives what the host will answer. The sending is done
         when it returns, so that batches arrive in the order in which they were asked.
 
         Raises:

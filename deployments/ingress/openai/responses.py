@@ -244,7 +244,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             asker=asker_of(request, request.state.caller),
         )
         try:
-            begun: Asked = await services.chat.begin.remote(asked)
+            begun: Asked = await services.chat.begin(asked)
         except ObjectConflict:
             if session_id is None or follows is None or body.conversation is not None:
                 raise
@@ -254,7 +254,7 @@ async def _ask(request: Request, tenant: str, body: NewResponse, key: str | None
             # Something goes on from there already, or has begun to at the same time.
             await _fork(services, tenant, session_id, follows, new_session_id)
             try:
-                begun = await services.chat.begin.remote(replace(asked, session_id=new_session_id, follows=None))
+                begun = await services.chat.begin(replace(asked, session_id=new_session_id, follows=None))
             except Exception:  # whatever it was, nobody knows of the copy
                 await _discard_copy(services, tenant, new_session_id, turn_id)
                 raise

@@ -20,7 +20,7 @@ from deployments.idempotency import LEASE_S
 from deployments.ingress import idempotency
 from deployments.ingress.openai.ids import turn_of
 from deployments.question import Asked, Question
-from tests.unit.handles import Handle
+from tests.unit.handles import way_to
 from tests.unit.objects_fixtures import ring
 from tests.unit.openai_routes.lab import PIECES, TEXT, TOOL, Lab
 from tests.unit.talk import TENANTS, CutChat, passage
@@ -263,7 +263,7 @@ async def test_a_copy_in_which_nothing_was_begun_is_removed(
 ) -> None:
     first = await create(client)
     await create(client, previous_response_id=first.id)
-    app.state.services = dataclasses.replace(lab.services, chat=Handle(NoCopies(lab, error)))
+    app.state.services = dataclasses.replace(lab.services, chat=way_to(NoCopies(lab, error)))
     with pytest.raises(openai.InternalServerError):
         await create(client, previous_response_id=first.id)
     page = await lab.talk.sessions.page("acme", limit=10, after=None, user_id=None)
@@ -277,7 +277,7 @@ async def test_a_copy_that_is_answered_in_stays_when_it_is_asked_for_again_in_va
     await create(client, previous_response_id=first.id)
     more: Any = {"previous_response_id": first.id, "extra_headers": {"Idempotency-Key": "k1"}}
     for chat in (CutChat(lab.talk, lab.model), NoCopies(lab, ModelUnavailable("busy", 1.0))):
-        app.state.services = dataclasses.replace(lab.services, chat=Handle(chat))
+        app.state.services = dataclasses.replace(lab.services, chat=way_to(chat))
         with pytest.raises(openai.InternalServerError):
             await create(client, **more)
         lab.talk.clock.advance(LEASE_S)
@@ -293,7 +293,7 @@ async def test_a_response_that_was_cut_off_is_told_again_also_when_its_events_ar
     client: openai.AsyncOpenAI, app: FastAPI, lab: Lab, stream: bool
 ) -> None:
     more: Any = {"model": "default", "input": "Why?", "extra_headers": {"Idempotency-Key": "k1"}}
-    app.state.services = dataclasses.replace(lab.services, chat=Handle(CutChat(lab.talk, lab.model)))
+    app.state.services = dataclasses.replace(lab.services, chat=way_to(CutChat(lab.talk, lab.model)))
     with pytest.raises(openai.InternalServerError):
         await client.responses.create(**more)
     app.state.services = lab.services

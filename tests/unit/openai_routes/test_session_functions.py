@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletion
 
 from deployments.chat_request import ChatMessage, ToolCall
 from deployments.errors import ModelUnavailable
-from tests.unit.handles import Handle
+from tests.unit.handles import way_to
 from tests.unit.objects_fixtures import ring
 from tests.unit.openai_routes.lab import TEXT, TOOL, Lab
 from tests.unit.talk import TENANTS, CutChat, passage
@@ -215,7 +215,7 @@ async def test_an_answer_to_a_call_that_was_cut_off_is_told_again_also_when_its_
     session: Session, app: FastAPI, lab: Lab
 ) -> None:
     await calling(session, lab, CALL)
-    app.state.services = dataclasses.replace(lab.services, chat=Handle(CutChat(lab.talk, lab.model)))
+    app.state.services = dataclasses.replace(lab.services, chat=way_to(CutChat(lab.talk, lab.model)))
     with pytest.raises(openai.InternalServerError):
         await session.ask(result(), key="k1")
     app.state.services = lab.services
