@@ -36,6 +36,7 @@ from actors.runtime.ringing import Ringing
 from actors.runtime.running import RunningMark
 from actors.runtime.schema import Schema
 from actors.runtime.services import HostServices
+from actors.runtime.spares import Spares
 from actors.runtime.storage import Storage
 from actors.runtime.tickets import Tickets
 from actors.runtime.turn import Turn
@@ -66,6 +67,7 @@ class ObjectHost:
         always_evict: objects hibernate after each of their turns, so that a test sees what they had not stored.
         judges: forgets what other code did, and records what objects do to it. Not where somebody just looks after
             them, with code that may be another's.
+        spares: files for objects that are made; the host's from now on.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ObjectHost:
         keeps_time: bool = True,
         always_evict: bool = False,
         judges: bool = True,
+        spares: Spares | None = None,
     ) -> None:
         sqlite.require_version()
         self.name = name
@@ -106,6 +109,7 @@ class ObjectHost:
             refused=lambda object_id: self.quarantine.refusal(object_id) is not None,
         )
         self._judges = judges
+        self._spares = spares
         self._mark_path = mark_path
         self._watch = Watch(settings.slow_turn_ms)
         commit = commit or _commit
@@ -122,6 +126,7 @@ class ObjectHost:
                 classes=self._classes,
                 schemas=self._schemas,
                 objects=objects,
+                spares=spares,
             ).open,
             commit=commit,
             resume=self._resume,
@@ -320,6 +325,8 @@ class ObjectHost:
                 self._forget_late()
             # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
             left = self._residents.evict_idle(self._settings.idle_after_s, slice_s)
+            if self._spares is not None and not left:
+                self._spares.refill()
         finally:
             if self._residents or self._tickets:
                 self._sweep_later(slice_s if left else None)
@@ -402,6 +409,8 @@ class ObjectHost:
             self._sweeping[1].cancel()
         self._residents.abandon("its host is stopping")
         self._commits.close()
+        if self._spares is not None:
+            self._spares.close()
         if self._watch.mark is not None:
             self._watch.mark.close(remove=True)
 

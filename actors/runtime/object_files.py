@@ -9,6 +9,7 @@ It reads the folders as they are at the moment. Who owns them is for others to s
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from actors.runtime import sqlite
 from actors.runtime.errors import InvalidArgument
-from actors.runtime.folder import sync_folder
+from actors.runtime.folder import make_folder, sync_folder
 from actors.runtime.object_id import ObjectId, decode_part, encode_stem_part
 
 DATABASE = "sqlite"
@@ -160,6 +161,22 @@ def files_in(objects_dir: Path, classes: Iterable[str], slots: Iterable[int]) ->
             for slot in slots:
                 for name in _names(folder, slot):
                     yield folder / f"{slot:03d}" / name
+
+
+def make_slot_folders(objects_dir: Path, classes: Iterable[str], slots: Iterable[int]) -> None:
+    """Makes the folders of those slots of those classes, on disk for good, as far as that can be done now.
+
+    For one that is not there its first object has to wait, until its name is on disk.
+    """
+    names = [f"{slot:03d}" for slot in slots]
+    with contextlib.suppress(OSError):  # they are made when they are needed
+        for class_name in classes:
+            folder = objects_dir / class_name
+            make_folder(folder)
+            if missing := set(names).difference(os.listdir(folder)):
+                for name in sorted(missing):
+                    (folder / name).mkdir(exist_ok=True)
+                sync_folder(folder)
 
 
 def _names(class_folder: Path, slot: int) -> list[str]:

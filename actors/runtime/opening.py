@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.runtime import sqlite
 from actors.runtime.alarm_turn import commit_with_alarm
 from actors.runtime.call import failed
 from actors.runtime.object import ClassSpec, DurableObject, ObjectContext
 from actors.runtime.schema import Schema
 from actors.runtime.services import HostServices
+from actors.runtime.spares import Spares
 from actors.runtime.storage import Storage
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Opener:
         classes: by their names.
         schemas: of the same.
         objects: gives all objects, for those that call others.
+        spares: files for those that are made.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Opener:
         classes: Mapping[str, ClassSpec],
         schemas: Mapping[str, Schema],
         objects: Callable[[], Objects],
+        spares: Spares | None,
     ) -> None:
         self._objects_dir = objects_dir
         self._slots = slots
@@ -54,6 +58,7 @@ class Opener:
         self._classes = classes
         self._schemas = schemas
         self._objects = objects
+        self._spares = spares
 
     def open(self, activation: Activation, services: HostServices) -> DurableObject:
         """
@@ -84,6 +89,7 @@ class Opener:
             self._schemas[object_id.class_name],
             database_bytes_max=self._database_bytes_max,
             takes_alarms=spec.takes_alarms,
+            create=sqlite.create if self._spares is None else functools.partial(self._spares.create, spec.name),
         )
         context = ObjectContext(
             id=object_id,

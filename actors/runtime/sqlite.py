@@ -194,19 +194,24 @@ def prepare_template(build: Callable[[ObjectConnection], None]) -> bytes:
 def create(path: Path, template: bytes) -> None:
     """Makes the database at `path`, whole and synced, but for its name: nothing is in it yet that could be lost."""
     make_folder(path.parent)
-    # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
-    wal_of(path).unlink(missing_ok=True)
     unfinished = path.with_suffix(".new")
     try:
-        _write_synced(unfinished, template)
-        os.rename(unfinished, path)
+        write_synced(unfinished, template)
+        put(unfinished, path)
     except OSError:
         with contextlib.suppress(OSError):  # the next one to make it writes over it
             unfinished.unlink(missing_ok=True)
         raise
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def put(written: Path, path: Path) -> None:
+    """Makes a file that was written and synced the database at `path`."""
+    # A WAL without its database is left by a crash while deleting; a new database must not swallow it.
+    wal_of(path).unlink(missing_ok=True)
+    os.rename(written, path)
+
+
+def write_synced(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     try:
         view = memoryview(content)

@@ -6,7 +6,7 @@ around every turn. Nothing that a turn wrote is visible outside before `commit` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ class Storage:
         *,
         database_bytes_max: int = sqlite.DATABASE_BYTES_MAX,
         takes_alarms: bool = False,
+        create: Callable[[Path, bytes], None] = sqlite.create,
     ) -> None:
         self._object_key = object_key
         self._takes_alarms = takes_alarms
@@ -48,7 +49,7 @@ class Storage:
         self._ended = False
         try:
             if self._created:
-                sqlite.create(path, schema.template)
+                create(path, schema.template)
             self._connection = sqlite.connect(path, database_bytes_max)
         except (sqlite.Error, OSError) as error:
             raise self.explain(error, "open") from error

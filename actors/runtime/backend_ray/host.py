@@ -17,9 +17,11 @@ from actors.runtime.backend_ray.named import LOG_FORMAT, NAMESPACE, call_after_s
 from actors.runtime.call import Call, HostRetired, Reply
 from actors.runtime.errors import SlotOwned
 from actors.runtime.inspection import Inspector
+from actors.runtime.object_files import make_slot_folders
 from actors.runtime.object_id import ObjectId
 from actors.runtime.placement import Cluster, Placement, code_of
 from actors.runtime.slot import ACQUIRE_WAIT_S, SlotLock, slots_of
+from actors.runtime.spares import Spares
 
 logger = logging.getLogger("mobula.objects")
 
@@ -67,6 +69,7 @@ class ObjectHost(host.ObjectHost):
             mark_path=mark_path,
             code=code_of(cluster.classes),
             settings=cluster.settings,
+            spares=Spares(cluster.data_dir / "spares" / name) if dedicated is None else None,
         )
         self._door = Door(name, self.answer, self.wait)
         self.inspector = Inspector(
@@ -94,6 +97,8 @@ class ObjectHost(host.ObjectHost):
         while len(self._locks) < len(self._lock_paths):
             self._locks.append(SlotLock(self._lock_paths[len(self._locks)], self._owner, wait_s=wait_s))
         self.load()
+        if not self._is_dedicated:
+            make_slot_folders(self._cluster.data_dir / "objects", self._classes, self._slots)
 
     def _all_objects(self) -> RayBackend:
         if self._stubs is None:
