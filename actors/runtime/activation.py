@@ -122,6 +122,7 @@ class Activation:
         """Gives back memory until the next turn. The instance stays, and its file open."""
         assert self.instance is not None
         self._rested_since_s = self.last_used_s
+        self.mailbox.rest()
         try:
             self.instance.storage.rest()
         except sqlite.Error as error:  # the object closed its file, or the disk fails: its next turn is told

@@ -64,6 +64,7 @@ class ObjectConnection(sqlite3.Connection):
         self._authorizer = Authorizer()
         #: By their texts.
         self._statements: dict[str, Any] = {}
+        self._nothing = super().__call__("")
         # Kept, as the driver keeps a weak reference to each that was ever made. None while it is in use.
         self._cursor: sqlite3.Cursor | None = None
         #: A transaction is open, or ought to be.
@@ -151,6 +152,7 @@ class ObjectConnection(sqlite3.Connection):
 
     def forget_statements(self) -> None:
         """Lets go of what is prepared. It is prepared again when it is used again."""
+        self._statements = dict.fromkeys(_NOTHINGS, self._nothing)
         for nothing in _NOTHINGS:
             self._run(nothing, _NO_BINDS)
         self._statements.clear()
@@ -160,7 +162,8 @@ class ObjectConnection(sqlite3.Connection):
         self.forget_statements()
         self._authorizer.trusted = True
         try:
-            super().cursor(sqlite3.Cursor).executescript(_GIVE_BACK)
+            assert self._cursor is not None
+            self._cursor.executescript(_GIVE_BACK)
         finally:
             self._authorizer.trusted = False
 
