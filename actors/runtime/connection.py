@@ -38,7 +38,8 @@ _SQLITE_TOOBIG = 18
 STATEMENTS_MAX = 100
 #: The fewest that the driver keeps besides, or instead if there is no way to.
 DRIVER_STATEMENTS_MAX = 5
-# Statements that do nothing and take next to nothing: as many of them leave the driver no room for others.
+# Statements that do nothing and take next to nothing: as many of them leave the driver no room for others, but for
+# those that run many times in a row.
 _NOTHINGS = tuple(" " * number for number in range(DRIVER_STATEMENTS_MAX))
 
 # The last does nothing else where the schema can't be written to anyway.

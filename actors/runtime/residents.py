@@ -136,11 +136,11 @@ class Residents:
     def rest_unused(self, rest_after_s: float, slice_s: float) -> bool:
         """Lets those rest that were not used for `rest_after_s`, until `slice_s` are over. False: all of them do.
 
-        As often, all are looked at.
+        Twice as often at most, all are looked at.
         """
         now_s = self._clock.monotonic()
         unused_since_s = now_s - rest_after_s
-        if not self._tired and self._tired_at_s <= unused_since_s:
+        if not self._tired and now_s - self._tired_at_s >= rest_after_s / 2:
             self._tired_at_s = now_s
             self._tired.extend(each for each in self if each.may_rest(unused_since_s))
         while self._tired:
