@@ -151,15 +151,19 @@ class ObjectConnection(sqlite3.Connection):
             self._statements[text] = statement
         return statement
 
-    def forget_statements(self) -> None:
-        """Lets go of what is prepared. It is prepared again when it is used again."""
-        self._statements = dict.fromkeys(_NOTHINGS, self._nothing)
+    def crowd_driver(self) -> None:
+        """Leaves the driver no statement to keep but the one that runs last."""
+        self._statements.update(dict.fromkeys(_NOTHINGS, self._nothing))
         for nothing in _NOTHINGS:
             self._run(nothing, _NO_BINDS)
+
+    def forget_statements(self) -> None:
+        """Lets go of what is prepared. It is prepared again when it is used again."""
         self._statements.clear()
 
     def rest(self) -> None:
         """Gives back what only makes the next statements faster: what is prepared, pages that were read, the schema."""
+        self.crowd_driver()
         self.forget_statements()
         self._authorizer.trusted = True
         try:

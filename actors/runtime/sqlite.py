@@ -93,7 +93,7 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
     )
     try:
         # First: what the driver keeps itself would stay.
-        connection.forget_statements()
+        connection.crowd_driver()
         connection.executescript(_SETUP % max(1, size_bytes_max // PAGE_BYTES))
         # The first read takes the exclusive lock and, after a crash, recovers the WAL.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
