@@ -14,20 +14,25 @@ from collections.abc import Callable
 class News:
     """For `@interleaved` methods. Lives no longer than the object's instance, which stays while anybody waits."""
 
+    __slots__ = ("_told",)
+
     def __init__(self) -> None:
-        self._told = asyncio.Event()
+        #: Made for the first who waits: most have nobody.
+        self._told: asyncio.Event | None = None
 
     def tell(self) -> None:
         """Has those look again who wait now. They do when what was written is durable, not before."""
-        self._told.set()
-        self._told.clear()
+        if self._told is not None:
+            self._told.set()
+            self._told.clear()
 
     async def until(self, happened: Callable[[], bool], wait_s: float) -> None:
         """Returns when it has happened, or after `wait_s`."""
         if not wait_s > 0:
             return
+        told = self._told = self._told or asyncio.Event()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 # Nothing runs between the look and the wait.
                 while not happened():
-                    await self._told.wait()
+                    await told.wait()

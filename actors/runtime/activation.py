@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
@@ -41,6 +42,7 @@ class Activation:
     __slots__ = (
         "_code",
         "_key",
+        "_rested_since_s",
         "_services",
         "_slice_until_s",
         "_under_way",
@@ -68,6 +70,8 @@ class Activation:
         self.input = Gate()
         self.output = Gate()
         self.last_used_s = services.clock.monotonic()
+        #: When it had been used last as it was put to rest.
+        self._rested_since_s = -math.inf
         #: Somebody keeps the object still: no turn begins, and the event is set when none is running any more.
         self.held: asyncio.Event | None = None
 
@@ -108,6 +112,21 @@ class Activation:
             except (sqlite.Error, OSError) as error:
                 # What was committed is in the WAL, and the next activation reads it there.
                 logger.warning("object=%s closing failed: %s", self._key, error)
+
+    def may_rest(self, unused_since_s: float) -> bool:
+        """It is resident, was not used since then, and has not rested since it was."""
+        used_s = self.last_used_s
+        return used_s <= unused_since_s and used_s != self._rested_since_s and self.instance is not None and self.idle
+
+    def rest(self) -> None:
+        """Gives back memory until the next turn. The instance stays, and its file open."""
+        assert self.instance is not None
+        self._rested_since_s = self.last_used_s
+        self.mailbox.rest()
+        try:
+            self.instance.storage.rest()
+        except sqlite.Error as error:  # the object closed its file, or the disk fails: its next turn is told
+            logger.warning("object=%s could not rest: %s", self._key, error)
 
     def abandon(self, reason: str) -> None:
         """Closes the object whatever it does. What runs and what waits is told the reason."""

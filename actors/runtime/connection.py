@@ -4,7 +4,8 @@ An `ObjectConnection` runs an author's statements under an `Authorizer`, whether
 `sqlite_utils`, and says what was refused and why. The runtime's own go through `run_own` and may do anything.
 
 A prepared statement is kept by its text and not asked about again. So the runtime's carry a secret: no author's
-statement has the same text, and gets what was prepared for the runtime.
+statement has the same text, and gets what was prepared for the runtime. The connection keeps them itself, to let them
+go when it is used no more for a while: the driver has no way to say so.
 
 Sizes of values are checked where they come in. What a statement makes of them (`zeroblob`, `||`, `group_concat`) is
 limited by SQLite, as `sqlite_limit` has it, and so is the depth of its expressions, as SQLite comes.
@@ -12,6 +13,7 @@ limited by SQLite, as `sqlite_limit` has it, and so is the depth of its expressi
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +34,20 @@ _FITS = VALUE_BYTES_MAX // 8
 
 _SQLITE_TOOBIG = 18
 
+#: Prepared statements kept by one connection.
+STATEMENTS_MAX = 100
+#: The fewest that the driver keeps besides, or instead if there is no way to.
+DRIVER_STATEMENTS_MAX = 5
+# Statements that do nothing and take next to nothing: as many of them leave the driver no room for others, but for
+# those that run many times in a row.
+_NOTHINGS = tuple(" " * number for number in range(DRIVER_STATEMENTS_MAX))
+
+# The last does nothing else where the schema can't be written to anyway.
+_GIVE_BACK = "PRAGMA shrink_memory; PRAGMA writable_schema = RESET"
+
+#: What no statement of an author holds.
+_SECRET = secrets.token_hex(8)
+
 # As a tuple: a union would be made anew for each value.
 _SIZED = (str, bytes, bytearray, memoryview)
 _NO_BINDS: tuple[Any, ...] = ()
@@ -47,10 +63,11 @@ class ObjectConnection(sqlite3.Connection):
         super().__init__(*arguments, **options)
         self._object_key = ""
         self._authorizer = Authorizer()
-        #: What no statement of the author holds.
-        self._secret = secrets.token_hex(8)
-        # Made once for each, a text keeps the hash that the driver finds its prepared statement by.
-        self._own_texts: dict[str, str] = {}
+        #: By their texts.
+        self._statements: dict[str, Any] = {}
+        self._nothing = super().__call__("")
+        # Kept, as the driver keeps a weak reference to each that was ever made. None while it is in use.
+        self._cursor: sqlite3.Cursor | None = None
         #: A transaction is open, or ought to be.
         self.in_turn = False
         #: The object is deleted with this transaction, and all that the author still did in it would be lost.
@@ -92,11 +109,9 @@ class ObjectConnection(sqlite3.Connection):
         """
         self.admit(query, binds)
         try:
-            # Not `self.execute`: that goes through the cursor below, for twice the price.
-            rows: list[tuple[Any, ...]] = sqlite3.Cursor(self).execute(query, binds).fetchall()
+            return self._run(query, binds)
         except _Failures as error:
             self.explain(error)
-        return rows
 
     def run_own(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """Runs one statement of the runtime and returns its rows.
@@ -104,20 +119,58 @@ class ObjectConnection(sqlite3.Connection):
         Raises:
             InvalidArgument: a value that SQLite can't hold.
         """
-        text = self._own_texts.get(query)
-        if text is None:
-            # In front: SQLite keeps the text of a table from its first word on, and it must be the same in every file.
-            text = self._own_texts[query] = f"/* own {self._secret} */ {query}"
         authorizer = self._authorizer
         authorizer.refused = None
         authorizer.trusted = True
         try:
-            rows: list[tuple[Any, ...]] = sqlite3.Cursor(self).execute(text, binds).fetchall()
+            return self._run(_own_text(query), binds)
         except _Failures as error:
             self.explain(error)
         finally:
             authorizer.trusted = False
+
+    def _run(self, text: str, binds: Sequence[Any]) -> list[tuple[Any, ...]]:
+        # Not `self.execute`: that makes a cursor for each, for twice the price.
+        cursor, self._cursor = self._cursor, None
+        if cursor is None:  # the first, or within another: a function that SQL calls may run some
+            cursor = super().cursor(sqlite3.Cursor)
+            cursor.row_factory = None
+        try:
+            rows: list[tuple[Any, ...]] = cursor.execute(text, binds).fetchall()
+        finally:
+            self._cursor = cursor
         return rows
+
+    def __call__(self, text: str, /) -> Any:
+        """The prepared statement of a text that the driver does not have."""
+        statement = self._statements.get(text)
+        if statement is None:
+            statement = super().__call__(text)
+            if len(self._statements) >= STATEMENTS_MAX:
+                del self._statements[next(iter(self._statements))]
+            self._statements[text] = statement
+        return statement
+
+    def crowd_driver(self) -> None:
+        """Leaves the driver no statement to keep but the one that runs last."""
+        self._statements.update(dict.fromkeys(_NOTHINGS, self._nothing))
+        for nothing in _NOTHINGS:
+            self._run(nothing, _NO_BINDS)
+
+    def forget_statements(self) -> None:
+        """Lets go of what is prepared. It is prepared again when it is used again."""
+        self._statements.clear()
+
+    def rest(self) -> None:
+        """Gives back what only makes the next statements faster: what is prepared, pages that were read, the schema."""
+        self.crowd_driver()
+        self.forget_statements()
+        self._authorizer.trusted = True
+        try:
+            assert self._cursor is not None
+            self._cursor.executescript(_GIVE_BACK)
+        finally:
+            self._authorizer.trusted = False
 
     def run_in_turn(self, query: str, *binds: Any) -> list[tuple[Any, ...]]:
         """As `run_own`, for what an author has the runtime do.
@@ -184,6 +237,12 @@ class ObjectConnection(sqlite3.Connection):
             super().set_authorizer(_refuse_all)
         raise error
 
+    def close(self) -> None:
+        # It holds the connection, which would never be freed.
+        self._cursor = None
+        self._statements.clear()
+        super().close()
+
     # -- what sqlite-utils, and authors who know the driver, use
 
     def cursor(self, factory: Any = None) -> Any:
@@ -244,6 +303,13 @@ class AuthorsCursor(sqlite3.Cursor):
         for row in rows:
             self.connection.admit(sql, row.values() if isinstance(row, Mapping) else row)
             yield row
+
+
+@functools.lru_cache(maxsize=1000)
+def _own_text(query: str) -> str:
+    # Kept, a text keeps the hash that its prepared statement is found by. The secret is in front: SQLite keeps the text
+    # of a table from its first word on, and it must be the same in every file.
+    return f"/* own {_SECRET} */ {query}"
 
 
 def _refuse_all(*_: object) -> int:

@@ -20,7 +20,8 @@ class Gate:
 
     def __init__(self) -> None:
         self._holders = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        # Made when something waits: most gates of most objects never are shut.
+        self._waiting: deque[Callable[[], None]] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -39,6 +40,8 @@ class Gate:
     def when_open(self, action: Callable[[], None]) -> None:
         """Does it now, or when the gate opens, after what has waited for longer."""
         if self._holders or self._waiting:
+            if self._waiting is None:
+                self._waiting = deque()
             self._waiting.append(action)
         else:
             action()

@@ -297,12 +297,18 @@ class ObjectHost:
         return sum(activation.instance is not None for activation in self._residents)
 
     def sweep(self) -> int:
-        """Lets the objects that were idle for long enough hibernate. Returns how many did.
+        """Lets the objects that were idle for long enough hibernate, and others rest. Returns how many hibernate.
 
         Calls that have waited for too long are refused.
         """
         self._forget_late()
-        return self._residents.evict_idle(self._settings.idle_after_s, math.inf)
+        left = self._residents.evict_idle(self._settings.idle_after_s, math.inf)
+        self._residents.rest_unused(self._sweep_pause_s, math.inf)
+        return left
+
+    @property
+    def _sweep_pause_s(self) -> float:
+        return min(1.0, self._settings.idle_after_s / 2)
 
     def _forget_late(self) -> None:
         for activation in self._residents:
@@ -314,22 +320,25 @@ class ObjectHost:
         """Has the loop that runs turns sweep as well, for as long as there is something to sweep."""
         loop = asyncio.get_running_loop()
         if self._sweeping is None or self._sweeping[0] is not loop:
-            pause_s = min(1.0, self._settings.idle_after_s / 2) if wait_s is None else wait_s
+            pause_s = self._sweep_pause_s if wait_s is None else wait_s
             self._sweeping = (loop, loop.call_later(pause_s, self._sweep_again))
 
     def _sweep_again(self) -> None:
         self._sweeping = None
-        left, slice_s = 0, self._services.slice_s / HIBERNATION_PART
+        goes_on, slice_s = False, self._services.slice_s / HIBERNATION_PART
+        begun_s = self._clock.monotonic()
         try:
             if not self._residents.are_leaving:
                 self._forget_late()
             # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
             left = self._residents.evict_idle(self._settings.idle_after_s, slice_s)
-            if self._spares is not None and not left:
+            left_s = begun_s + slice_s - self._clock.monotonic()
+            goes_on = self._residents.rest_unused(self._sweep_pause_s, left_s) or left > 0
+            if self._spares is not None and not goes_on:
                 self._spares.refill()
         finally:
             if self._residents or self._tickets:
-                self._sweep_later(slice_s if left else None)
+                self._sweep_later(slice_s if goes_on else None)
 
     def evict(self, object_id: ObjectId, *, force: bool = False) -> bool:
         """Lets one object hibernate now. False if it has turns running or waiting.

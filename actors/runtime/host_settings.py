@@ -15,7 +15,8 @@ class HostSettings:
     slots: int = 256
     #: An object that had no turn for so long hibernates.
     idle_after_s: float = 10.0
-    #: Objects open at once; each takes two file descriptors and about 100 kB. The least recently used leave first.
+    #: Objects open at once; each takes two file descriptors and about 100 kB, or 60 kB while it is at rest. The least
+    #: recently used leave first.
     resident_objects_max: int = 1000
     #: Calls waiting for one object, in number, in bytes of their arguments, and in age.
     mailbox_calls_max: int = 1000

@@ -26,7 +26,8 @@ class Mailbox:
     def __init__(self, object_key: str, age_max_s: float) -> None:
         self._object_key = object_key
         self._age_max_s = age_max_s
-        self._turns: deque[Turn] = deque()
+        # An empty deque takes as much as one of 64, and most objects wait for calls, and not calls for them.
+        self._turns: deque[Turn] | tuple[()] = ()
         #: How many of them are of `@interleaved` methods.
         self._interleaved = 0
         #: Of their arguments.
@@ -36,11 +37,14 @@ class Mailbox:
         return len(self._turns)
 
     def put(self, turn: Turn) -> None:
+        if isinstance(self._turns, tuple):
+            self._turns = deque()
         self._turns.append(turn)
         self.size_bytes += len(turn.arguments)
         self._interleaved += turn.method.interleaved
 
     def take(self, turn: Turn) -> None:
+        assert isinstance(self._turns, deque)
         if self._turns[0] is turn:
             self._turns.popleft()
         else:
@@ -67,9 +71,14 @@ class Mailbox:
 
     def take_all(self) -> list[Turn]:
         turns = list(self._turns)
-        self._turns.clear()
+        self._turns = ()
         self.size_bytes = self._interleaved = 0
         return turns
+
+    def rest(self) -> None:
+        """Gives back the memory that the next turn takes again, while none waits."""
+        if not self._turns:
+            self._turns = ()
 
     def take_late(self, now_s: float) -> list[tuple[Turn, DurableError]]:
         """Those that have waited for too long, each with what to tell it."""

@@ -82,8 +82,12 @@ class ObjectId:
         """The file name without its ending: distinct even where the file system ignores case."""
         return f"{encode_stem_part(self.tenant)}:{encode_stem_part(self.name)}"
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return f"{self.class_name}/{self.key}"
+
+    def __str__(self) -> str:
+        return self._text
 
     @classmethod
     def from_key(cls, class_name: str, key: str) -> ObjectId:

@@ -6,6 +6,7 @@ of those that are idle leaves first; where none is idle, the newcomer is refused
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -50,6 +51,9 @@ class Residents:
         self._began_s = clock.monotonic()
         #: Those that had been idle for long enough when all were looked at last.
         self._leaving: deque[Activation] = deque()
+        #: Those that had not been used for a while, and when they were looked for.
+        self._tired: deque[Activation] = deque()
+        self._tired_at_s = -math.inf
 
     def __len__(self) -> int:
         return len(self._activations)
@@ -129,6 +133,24 @@ class Residents:
                     break
         return left
 
+    def rest_unused(self, rest_after_s: float, slice_s: float) -> bool:
+        """Lets those rest that were not used for `rest_after_s`, until `slice_s` are over. False: all of them do.
+
+        Twice as often at most, all are looked at.
+        """
+        now_s = self._clock.monotonic()
+        unused_since_s = now_s - rest_after_s
+        if not self._tired and now_s - self._tired_at_s >= rest_after_s / 2:
+            self._tired_at_s = now_s
+            self._tired.extend(each for each in self if each.may_rest(unused_since_s))
+        while self._tired:
+            activation = self._tired.popleft()
+            if activation.may_rest(unused_since_s):  # else it was called, or has left, since it was found
+                activation.rest()
+                if self._clock.monotonic() - now_s >= slice_s:
+                    break
+        return bool(self._tired)
+
     @property
     def are_leaving(self) -> bool:
         """Some were found that are to hibernate, and have not yet."""
@@ -151,5 +173,6 @@ class Residents:
         for activation in self:
             activation.abandon(reason)
         self._leaving.clear()
+        self._tired.clear()
         self._activations.clear()
         self._ids.clear()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlite_utils.utils import sqlite3
 
-from actors.runtime.connection import ROW_BYTES_MAX, ObjectConnection
+from actors.runtime.connection import DRIVER_STATEMENTS_MAX, ROW_BYTES_MAX, ObjectConnection
 from actors.runtime.folder import make_folder, sync_folder
 from actors.runtime.sqlite_limit import open_limited
 
@@ -87,10 +87,13 @@ def connect(path: Path, size_bytes_max: int = DATABASE_BYTES_MAX) -> ObjectConne
             check_same_thread=False,
             timeout=0,
             factory=ObjectConnection,
+            cached_statements=DRIVER_STATEMENTS_MAX,
         ),
         ROW_BYTES_MAX,
     )
     try:
+        # First: what the driver keeps itself would stay.
+        connection.crowd_driver()
         connection.executescript(_SETUP % max(1, size_bytes_max // PAGE_BYTES))
         # The first read takes the exclusive lock and, after a crash, recovers the WAL.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()

@@ -57,6 +57,7 @@ class Storage:
             self._connection.guard(object_key, schema.ledger)
             if not self._created:
                 schema.bring_up_to_date(object_key, self._connection)
+                self._connection.forget_statements()  # of the opening, which come no more
         except BaseException as error:
             self._connection.close()
             if isinstance(error, sqlite.Error) and (reset := self.what_it_means(error, "migrate")):
@@ -276,6 +277,10 @@ class Storage:
             self._connection.in_turn = False
         except (sqlite.Error, OSError) as error:
             raise self.explain(error, "commit") from error
+
+    def rest(self) -> None:
+        """Gives back memory that the next turn takes again. The file stays open, and locked."""
+        self._connection.rest()
 
     def require_kept(self) -> None:
         """

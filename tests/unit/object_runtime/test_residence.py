@@ -5,17 +5,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from actors.runtime import DurableObject, ObjectFailed, ObjectOverloaded, read, sqlite
+from actors.runtime.activation import Activation
 from actors.runtime.backend_local import LocalBackend
 from actors.runtime.clock import ManualClock
 from actors.runtime.namespace import Namespace, Stub
+from actors.runtime.residents import Residents
+from actors.runtime.storage import Storage
 from tests.conformance.support import ticks
 from tests.objects import Notebook, Refusal, gate_in
 from tests.unit.object_runtime.backend import SETTINGS
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[Storage]:
+    """The storages that were put to rest."""
+    rested: list[Storage] = []
+    rest = Storage.rest
+
+    def noted(storage: Storage) -> None:
+        rested.append(storage)
+        rest(storage)
+
+    monkeypatch.setattr(Storage, "rest", noted)
+    return rested
 
 
 class TestResidence:
@@ -36,6 +54,89 @@ class TestResidence:
         assert backend.host.resident_objects == 0
         assert await notebook.lines() == ["kept"]
         assert await notebook.incarnation() != incarnation
+
+    async def test_an_object_that_is_not_used_rests_once_and_stays(
+        self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock, rests: list[Storage]
+    ) -> None:
+        await notebook.add("kept")
+        incarnation = await notebook.incarnation()
+        clock.advance(0.9)
+        backend.host.sweep()
+        assert not rests
+        clock.advance(0.1)
+        for _ in range(3):
+            backend.host.sweep()
+            clock.advance(1.0)
+        assert len(rests) == 1
+        assert await notebook.lines() == ["kept"]
+        assert await notebook.incarnation() == incarnation
+        clock.advance(1.0)
+        backend.host.sweep()
+        assert len(rests) == 2
+
+    async def test_an_object_in_a_turn_does_not_rest(
+        self,
+        backend: LocalBackend,
+        notebook: Stub[Notebook],
+        clock: ManualClock,
+        rests: list[Storage],
+        tmp_path: Path,
+    ) -> None:
+        gate, open_gate = gate_in(tmp_path)
+        turn = asyncio.ensure_future(notebook.add_around_gate("x", gate))
+        await ticks()
+        clock.advance(5.0)
+        backend.host.sweep()
+        assert not rests
+        open_gate()
+        assert await turn == "x"
+
+    async def test_an_object_that_is_kept_still_does_not_rest(
+        self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock, rests: list[Storage]
+    ) -> None:
+        await notebook.lines()
+        clock.advance(5.0)
+        async with backend.host.hold(notebook.id, 1.0):
+            backend.host.sweep()
+            assert not rests
+
+    def test_many_are_put_to_rest_a_few_at_a_time(self) -> None:
+        slept: list[str] = []
+
+        class Tired(Activation):
+            __slots__ = ()
+
+            def may_rest(self, unused_since_s: float) -> bool:
+                return self.id.name not in slept
+
+            def rest(self) -> None:
+                slept.append(self.id.name)
+                clock.advance(0.004)
+
+        clock = ManualClock()
+        services: Any = SimpleNamespace(clock=clock, mailbox_age_max_s=1.0)
+        residents = Residents("h", 10, clock, make=lambda object_id: Tired(object_id, services), run=lambda _: None)
+        for name in "abcdef":
+            residents.take(("Notebook", "acme", name), {})
+        clock.advance(1.0)
+        assert residents.rest_unused(1.0, 0.005)
+        assert slept == ["a", "b"]
+        assert residents.rest_unused(1.0, 0.0)
+        assert slept == ["a", "b", "c"]
+        assert not residents.rest_unused(1.0, 1.0)
+        assert slept == list("abcdef")
+
+    async def test_an_object_that_has_closed_its_file_rests_all_the_same(
+        self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock
+    ) -> None:
+        await notebook.add("kept")
+        activation = backend.host.activation_of(notebook.id)
+        assert activation is not None
+        assert activation.instance is not None
+        activation.instance.storage.connection.close()
+        clock.advance(1.0)
+        backend.host.sweep()
+        assert await notebook.lines() == ["kept"]  # its stub repeats what only reads
 
     async def test_an_object_in_a_turn_does_not_hibernate(
         self, backend: LocalBackend, notebook: Stub[Notebook], clock: ManualClock, tmp_path: Path
