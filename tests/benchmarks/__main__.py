@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deployments.free_port import free_port
-from tests.benchmarks import chat, flood, in_process, limits, machine, over_http, over_stubs
+from tests.benchmarks import chat, embedding, flood, idle, in_process, limits, machine, over_http, over_stubs
 from tests.benchmarks.report import Row, Skipped, line, table
 from tests.integration.conftest import Service
 
@@ -29,13 +29,17 @@ measurements; each was measured in turns with the one that it is compared to.
 """
 
 
-SECTIONS = ("objects", "stubs", "http", "chat", "limits", "flood")
+SECTIONS = ("objects", "embedding", "stubs", "http", "chat", "limits", "flood")
+WITHOUT_SERVICE = {"objects", "embedding"}
 
 
 def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterator[Row | Skipped]:
     if "objects" in sections:
         yield from in_process.measure(1_000 if quick else 10_000, 2 if quick else 5)
-    if not set(sections) - {"objects"}:
+        yield from idle.measure(1_000 if quick else 10_000, 3 if quick else 12)
+    if "embedding" in sections:
+        yield from embedding.measure(*((40, 2) if quick else (400, 5)))
+    if not set(sections) - WITHOUT_SERVICE:
         return
     sessions = 1_000 if quick else 10_000
     with tempfile.TemporaryDirectory(prefix="mobula-bench-") as folder:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from ray import serve
 
 from deployments.embedding import EmbeddingDeployment
 from deployments.encoder import MODEL_NAME, TEXTS_MAX, Encoder, packaged_model
+from tests.benchmarks import embedding
 
 WATER = "How do I water the plants on my balcony?"
 PLANTS = "Caring for flowers in pots: how often to give them water."
@@ -30,6 +32,15 @@ def encoder() -> Iterator[Encoder]:
         patch.setattr(socket.socket, "connect", _no_network)
         patch.setattr(socket, "getaddrinfo", _no_network)
         yield Encoder(folder=packaged_model(), name=MODEL_NAME, threads=1)
+
+
+@pytest.fixture(scope="module")
+def by_arithmetic() -> dict[bool, Encoder]:
+    """In bfloat16, and not: both on every processor, only that most are slow with the one."""
+    return {
+        in_bfloat16: Encoder(folder=packaged_model(), name=MODEL_NAME, threads=1, in_bfloat16=in_bfloat16)
+        for in_bfloat16 in (False, True)
+    }
 
 
 def test_like_texts_are_nearer_than_unlike_ones(encoder: Encoder) -> None:
@@ -56,10 +67,33 @@ def test_no_text_makes_the_others_in_its_pass_fail(encoder: Encoder) -> None:
 
 def test_the_model_id_names_the_model_and_its_very_bytes(encoder: Encoder) -> None:
     name, _, revision = encoder.model_id.partition("@")
+    content_hash, _, arithmetic = revision.partition("-")
 
     assert name == MODEL_NAME
-    assert len(revision) == 12
-    assert int(revision, 16) > 0
+    assert len(content_hash) == 12
+    assert int(content_hash, 16) > 0
+    assert arithmetic in {"", "bfloat16"}
+
+
+def test_the_model_id_tells_in_what_the_model_computes(by_arithmetic: dict[bool, Encoder]) -> None:
+    assert by_arithmetic[True].model_id == f"{by_arithmetic[False].model_id}-bfloat16"
+
+
+def test_what_is_faster_on_this_processor_is_taken_unasked(
+    encoder: Encoder, by_arithmetic: dict[bool, Encoder]
+) -> None:
+    has_tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
+
+    assert encoder.model_id == by_arithmetic[bool(has_tiles)].model_id
+
+
+def test_vectors_computed_in_bfloat16_are_those_of_float32(by_arithmetic: dict[bool, Encoder]) -> None:
+    wide, narrow = (by_arithmetic[in_bfloat16].encode(embedding.texts(40)) for in_bfloat16 in (False, True))
+
+    assert narrow.dtype == np.float32
+    assert np.linalg.norm(narrow, axis=1) == pytest.approx(np.ones(40), abs=1e-5)
+    assert (wide * narrow).sum(axis=1).min() > 0.999
+    assert np.abs(wide @ wide.T - narrow @ narrow.T).max() < 0.01
 
 
 @pytest.fixture(scope="module")
