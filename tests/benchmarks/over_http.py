@@ -26,8 +26,6 @@ SESSIONS = 500
 MESSAGES = 50
 SPREAD_CLIENTS = 1000
 TOUCHED_BY_PEER = 1000
-#: Until each client's bucket and each session was met.
-FIRST_S = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,15 +39,19 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """How long each run takes, how often each pair is run, and how many sessions have a history to be read."""
+    """How long each run takes, how often each pair is run, and how many sessions have a history to be read.
+
+    Before, everything is done for `first_s`, until each client's bucket and each session was met.
+    """
 
     run_s: int
+    first_s: int
     pairs: int
     histories: int
 
 
-QUICK = Effort(run_s=1, pairs=3, histories=50)
-WHOLE = Effort(run_s=4, pairs=7, histories=SESSIONS)
+QUICK = Effort(run_s=1, first_s=2, pairs=3, histories=50)
+WHOLE = Effort(run_s=4, first_s=5, pairs=7, histories=SESSIONS)
 
 
 def measure(service: Service, key: str, effort: Effort, peers_dir: Path) -> Iterator[Row | Skipped]:
@@ -105,7 +107,7 @@ def _beside(ours: Peer, theirs: Peer, key: str, effort: Effort) -> Iterator[Row]
 def _in_turns(ours: Peer, theirs: Peer, key: str, work: Work, effort: Effort) -> tuple[list[Load], list[Load]]:
     loads: tuple[list[Load], list[Load]] = ([], [])
     for peer in (ours, theirs):  # what is done for the first time is not what is measured
-        wrk.run(peer.url, key, work, FIRST_S)
+        wrk.run(peer.url, key, work, effort.first_s)
     for number in range(2 * effort.pairs):
         which = 0 if number % 4 in (0, 3) else 1
         loads[which].append(wrk.run((ours, theirs)[which].url, key, work, effort.run_s))
