@@ -48,13 +48,14 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterato
             over_stubs.make_sessions(service.data_dir, sessions)
         service.start()
         try:
+            # First: for a while after the others, what they have used goes to sleep.
+            if "chat" in sections:
+                yield from chat.first_token(service.url, KEY, 10 if quick else 60)
+                yield from chat.throughput(service.url, KEY, 1 if quick else 10)
             if "stubs" in sections:
                 yield from over_stubs.measure(service, sessions, 2 if quick else 10)
             if "http" in sections:
                 yield from over_http.measure(service, KEY, over_http.QUICK if quick else over_http.WHOLE, peers_dir)
-            if "chat" in sections:
-                yield from chat.first_token(service.url, KEY, 10 if quick else 60)
-                yield from chat.throughput(service.url, KEY, 2 if quick else 10)
             if "limits" in sections:
                 yield from limits.accuracy(service, quick=quick)
             if "flood" in sections:

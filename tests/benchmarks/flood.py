@@ -20,7 +20,7 @@ from tests.integration.conftest import Service
 KEY: Final = "sk-flooded"
 HONEST: Final = "honest"
 CLIENTS: Final = 20_000
-CLIENTS_QUICK: Final = 3_000
+CLIENTS_QUICK: Final = 1_500
 #: New clients a second, each of which gets a database of its own.
 FLOOD_RATE: Final = 100
 HONEST_RATE: Final = 50
@@ -33,24 +33,25 @@ MEMORY_OF: Final = {
     "ray::ObjectHost": ("the hosts", 400),
 }
 ROUNDS: Final = 4
+ROUNDS_QUICK: Final = 2
 #: Between a flood and the quiet after it.
 SETTLES_S: Final = 2.0
 
 
 def honest_client(service: Service, *, quick: bool) -> list[Row]:
     """The honest client's times in quiet and in the flood, and what the flood leaves behind."""
-    clients = CLIENTS_QUICK if quick else CLIENTS
+    clients, rounds = (CLIENTS_QUICK, ROUNDS_QUICK) if quick else (CLIENTS, ROUNDS)
     memory_mib = {name: _resident_mib(service, name) for name in MEMORY_OF}
     processes, files = len(service.processes()), _files(service)
     quiet: list[float] = []
     flooded: list[float] = []
     put_off: list[str] = []
-    for number in range(ROUNDS):
-        share = range(number * clients // ROUNDS, (number + 1) * clients // ROUNDS)
+    for number in range(rounds):
+        share = range(number * clients // rounds, (number + 1) * clients // rounds)
         quiet.append(asyncio.run(_beside(service.url, [], put_off)))
         flooded.append(asyncio.run(_beside(service.url, share, put_off)))
         time.sleep(SETTLES_S)
-    ratio = sorted(flooded)[ROUNDS // 2] / sorted(quiet)[ROUNDS // 2]
+    ratio = sorted(flooded)[rounds // 2] / sorted(quiet)[rounds // 2]
     more_processes, more_files = len(service.processes()) - processes, _files(service) - files
     return [
         Row(

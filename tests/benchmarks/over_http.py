@@ -39,19 +39,15 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """How long each run takes, how often each pair is run, and how many sessions have a history to be read.
-
-    Before, everything is done for `first_s`, until each client's bucket and each session was met.
-    """
+    """How long each run takes, how often each pair is run, and how many sessions have a history to be read."""
 
     run_s: int
-    first_s: int
     pairs: int
     histories: int
 
 
-QUICK = Effort(run_s=1, first_s=2, pairs=3, histories=50)
-WHOLE = Effort(run_s=4, first_s=5, pairs=7, histories=SESSIONS)
+QUICK = Effort(run_s=1, pairs=2, histories=50)
+WHOLE = Effort(run_s=4, pairs=7, histories=SESSIONS)
 
 
 def measure(service: Service, key: str, effort: Effort, peers_dir: Path) -> Iterator[Row | Skipped]:
@@ -106,12 +102,20 @@ def _beside(ours: Peer, theirs: Peer, key: str, effort: Effort) -> Iterator[Row]
 
 def _in_turns(ours: Peer, theirs: Peer, key: str, work: Work, effort: Effort) -> tuple[list[Load], list[Load]]:
     loads: tuple[list[Load], list[Load]] = ([], [])
-    for peer in (ours, theirs):  # what is done for the first time is not what is measured
-        wrk.run(peer.url, key, work, effort.first_s)
+    for peer in (ours, theirs):
+        _meet(peer, key, work)
     for number in range(2 * effort.pairs):
         which = 0 if number % 4 in (0, 3) else 1
         loads[which].append(wrk.run((ours, theirs)[which].url, key, work, effort.run_s))
     return loads
+
+
+def _meet(peer: Peer, key: str, work: Work) -> None:
+    """Sends requests until nearly all buckets and sessions were met: what is done first is not what is measured."""
+    objects = work.clients if work.ids_file is None else len(work.ids_file.read_text().split())
+    sent = 0
+    while sent < 4 * objects:
+        sent += wrk.run(peer.url, key, work, 1).requests
 
 
 def _rates(loads: list[Load]) -> list[float]:
