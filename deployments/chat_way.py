@@ -9,6 +9,7 @@ reached, as on another machine, questions go by Serve.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,8 @@ class ChatWay:
         if self._looked_at_s is None or now_s - self._looked_at_s >= LOOK_EVERY_S:
             self._looked_at_s = now_s
             if self._looking is None or self._looking.done():
-                self._looking = asyncio.get_running_loop().create_task(self._look())
+                # In a context of its own: Serve ends every call made in a request's context when its client goes away.
+                self._looking = asyncio.get_running_loop().create_task(self._look(), context=contextvars.Context())
 
     async def _look(self) -> None:
         try:
