@@ -66,7 +66,7 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterato
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer measurements, in under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer measurements, in a few minutes")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="this part alone; may be given repeatedly")
     parser.add_argument("--peers", type=Path, default=PEERS_DIR, metavar="FOLDER", help="where other runtimes are kept")
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the table there, as Markdown")
