@@ -22,6 +22,7 @@ from deployments.free_port import free_port
 PACKAGE = "workerd@1.20261117.1"
 CODE = Path(__file__).parent / "peers" / "workerd"
 START_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.05
 
 
 class Unavailable(Exception):
@@ -91,5 +92,5 @@ def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:
         if process.poll() is not None:
             assert process.stderr is not None
             raise Unavailable(f"workerd ended: {process.stderr.read(500)!r}")
-        time.sleep(0.05)
+        time.sleep(LOOK_EVERY_S)
     raise Unavailable(f"workerd did not listen within {START_WITHIN_S:g} s")
