@@ -7,11 +7,11 @@ renewed. Each claim is an attempt, and its number fences: what comes of an earli
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.message import FOR_CLIENT, Message, NewMessage
 from actors.session_parts import SessionParts
-from actors.turn import LEASE_S, Claim, Older, Told, turn_error
+from actors.turn import LEASE_S, Claim, Older, Told, TurnStatus, turn_error
 from actors.turn_ending import TurnEnding
 
 #: Messages that a runner gets with its claim, and more only if the user has said nothing for longer: more than fit into
@@ -21,6 +21,20 @@ HISTORY_MESSAGES_MAX = 200
 _QUESTION_GONE = turn_error(
     "InvalidArgument", "the message that was to be answered again, or replaced, has gone", retryable=False
 )
+
+
+class _Turn(NamedTuple):
+    """What a claim goes by."""
+
+    status: TurnStatus
+    runner: str | None
+    attempt: int
+    last_event: int
+    message_id: Any  # these two are there once it was taken in
+    message: Any
+    leading: str | None
+    replaces: int | None
+    request: str
 
 
 class TurnClaims:
@@ -42,17 +56,17 @@ class TurnClaims:
         Raises:
             ObjectNotFound: there is no such turn.
         """
-        status, holder, attempt = self._turns.get(turn_id, "status, runner, attempt")
-        if status == "in_progress" and holder == runner:
+        turn = self._get(turn_id)
+        if turn.status == "in_progress" and turn.runner == runner:
             return self._claim(turn_id)
-        if status != "queued":
+        if turn.status != "queued":
             return None
         now = self._clock.now()
         if not self._turns.is_first(turn_id):
             # Somebody is there to run it when its time comes.
             self._turns.set_due(turn_id, now + LEASE_S)
             return None
-        if attempt == 0 and not self._take_in(turn_id, now):
+        if turn.attempt == 0 and not self._take_in(turn_id, turn, now):
             return None
         self._sql(
             "UPDATE turn SET status = 'in_progress', runner = ?, attempt = attempt + 1, offers = 0, due_at = ?,"
@@ -65,11 +79,13 @@ class TurnClaims:
         self._plan()
         return self._claim(turn_id)
 
-    def _take_in(self, turn_id: str, now: float) -> bool:
+    def _get(self, turn_id: str) -> _Turn:
+        # One statement for all that is done with it: in a session that was just opened each has to be prepared.
+        return _Turn(*self._turns.get(turn_id, ", ".join(_Turn._fields)))
+
+    def _take_in(self, turn_id: str, turn: _Turn, now: float) -> bool:
         """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
-        message, leading, replaces, result_of = self._turns.get(
-            turn_id, "message, leading, replaces, json_extract(request, '$.result_of')"
-        )
+        message, replaces = turn.message, turn.replaces
         if message is None or replaces is not None:
             replaced = self._messages.question(replaces)
             if replaced is None:
@@ -78,11 +94,10 @@ class TurnClaims:
             replaces = replaced[0]
             self._messages.give_way(replaces, turn_id)
             message = replaced[1] if message is None else message
-        led_by: list[NewMessage] = [] if leading is None else json.loads(leading)
+        led_by: list[NewMessage] = [] if turn.leading is None else json.loads(turn.leading)
         role = "user"
         data: dict[str, Any] = {"turn_id": turn_id}
-        if result_of is not None:
-            call = json.loads(result_of)
+        if (call := json.loads(turn.request).get("result_of")) is not None:
             role = "tool"
             data |= {"tool_call_id": call["id"], "name": call["name"], FOR_CLIENT: True}
         # Of a call whose result came before, in a turn that failed, this is the result.
@@ -105,27 +120,27 @@ class TurnClaims:
         return True
 
     def _claim(self, turn_id: str) -> Claim:
-        attempt, last_event, message_id, message, request = self._turns.get(
-            turn_id, "attempt, last_event, message_id, message, request"
-        )
-        history, older = self._said_before(message_id)
+        turn = self._get(turn_id)
+        history, older = self._said_before(turn.message_id)
         return {
             "turn_id": turn_id,
-            "attempt": attempt,
-            "last_event": last_event,
-            "is_created": self._events.has(turn_id, "turn.created"),
-            "message_id": message_id,
-            "message": message,
-            "request": json.loads(request),
-            "told": self._told(turn_id) if attempt > 1 else None,
+            "attempt": turn.attempt,
+            "last_event": turn.last_event,
+            "is_created": turn.last_event > 0 and self._events.has(turn_id, "turn.created"),
+            "message_id": turn.message_id,
+            "message": turn.message,
+            "request": json.loads(turn.request),
+            "told": self._told(turn_id) if turn.attempt > 1 else None,
             "history": history,
             "older": older,
         }
 
     def _said_before(self, message_id: int) -> tuple[list[Message], Older | None]:
-        # What a client's tools gave is answered with all since the user's last message, however much that is.
-        limit = max(HISTORY_MESSAGES_MAX, self._messages.count_since_question(message_id))
-        page = self._messages.before(message_id, limit)
+        page = self._messages.before(message_id, HISTORY_MESSAGES_MAX)
+        if page["has_more"]:
+            # What a client's tools gave is answered with all since the user's last message, however much that is.
+            since = self._messages.count_since_question(message_id)
+            page = self._messages.before(message_id, since) if since > HISTORY_MESSAGES_MAX else page
         history = page["messages"]
         if not page["has_more"]:
             return history, None

@@ -76,11 +76,10 @@ class TurnRows:
         return int(others)
 
     def insert(self, new: NewTurn, digest: bytes, now: float, due_at: float) -> None:
-        self._forget_old(now)
-        self._sql(
+        ((number,),) = self._sql(
             "INSERT INTO turn"
             " (id, status, message, leading, replaces, model, request, key, fingerprint, limits, created_at, due_at)"
-            " VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
             new["turn_id"],
             new["message"],
             # As it is: what can't be stored later is refused now.
@@ -94,14 +93,13 @@ class TurnRows:
             now,
             due_at,
         )
-
-    def _forget_old(self, now: float) -> None:
-        self._sql(
-            "DELETE FROM turn WHERE ended_at < ? AND due_at IS NULL"
-            " AND number < (SELECT seq FROM sqlite_sequence WHERE name = 'turn') - ?",
-            now - ENDED_KEPT_S,
-            ENDED_KEPT_MIN,
-        )
+        oldest_kept = number - 1 - ENDED_KEPT_MIN
+        if oldest_kept > 1:
+            self._sql(
+                "DELETE FROM turn WHERE ended_at < ? AND due_at IS NULL AND number < ?",
+                now - ENDED_KEPT_S,
+                oldest_kept,
+            )
 
     # -- several
 
@@ -134,7 +132,7 @@ class TurnRows:
 
     def is_first(self, turn_id: str) -> bool:
         """It is the oldest that has not ended."""
-        return self._sql("SELECT id FROM turn WHERE ended_at IS NULL ORDER BY number LIMIT 1") == [(turn_id,)]
+        return [first for first, _ in self.open()[:1]] == [turn_id]
 
     def page(self, limit: int, before: str | None) -> tuple[list[TurnInfo], bool]:
         """Turns, newest first, and whether there are older ones."""

@@ -113,6 +113,7 @@ def commit_with_alarm(object_id: ObjectId, storage: Storage, services: HostServi
         at = None if storage.delete_requested else alarm.at
         if alarms.is_too_late(key, at):
             alarms.set(object_id, at)
+            storage.folder_was_synced()
     except (OSError, sqlite.Error) as error:
         raise storage.explain(error, "set the alarm") from error
     services.commit(object_id, storage)

@@ -11,6 +11,7 @@ can get around it.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from sqlite_utils.utils import sqlite3
@@ -72,9 +73,7 @@ _SAVEPOINTS = re.compile(r"sqlite_utils_([0-9a-f]{32}|query)")
 # Tables that show raw pages, and the runtime's tables with them, or the text of other statements.
 _TABLES_REFUSED = frozenset({"sqlite_dbpage", "sqlite_stmt"})
 
-_FIRST_IS_A_TABLE = frozenset(
-    {sqlite3.SQLITE_READ, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_DELETE}
-)
+_WRITES = frozenset({sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_DELETE})
 # The last two change nothing that is stored in a table, whosever it is.
 _HARMLESS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_ANALYZE, sqlite3.SQLITE_REINDEX})
 
@@ -101,15 +100,16 @@ class Authorizer:
     ) -> int:
         if self.trusted or action in _HARMLESS:
             return sqlite3.SQLITE_OK
-        refused = self._refuse(action, first or "", second)
+        reads = action == sqlite3.SQLITE_READ
+        refused = _refuse_names(first or "") if reads else self._refuse(action, first or "", second)
         if refused is None:
             return sqlite3.SQLITE_OK
         self.refused = refused
         return sqlite3.SQLITE_DENY
 
     def _refuse(self, action: int, first: str, second: str | None) -> tuple[str, str] | None:
-        if action in _FIRST_IS_A_TABLE:
-            return _refuse_names(first) or (None if action == sqlite3.SQLITE_READ else self._refuse_ledger(first))
+        if action in _WRITES:
+            return _refuse_names(first) or self._refuse_ledger(first)
         if action == sqlite3.SQLITE_FUNCTION:
             loads = second is not None and second.lower() == "load_extension"
             return ("call load_extension", "extensions are native code, and would run in its host") if loads else None
@@ -139,6 +139,8 @@ class Authorizer:
         return f"change {self.ledger}", "it says which migrations were applied, and only applying them changes it"
 
 
+# Kept: each statement that is prepared asks of each column that it has, and most are of a few tables.
+@functools.lru_cache(maxsize=1000)
 def _refuse_names(*names: str) -> tuple[str, str] | None:
     for name in names:
         lowered = name.lower()

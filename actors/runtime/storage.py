@@ -44,6 +44,8 @@ class Storage:
         self._created = not path.exists()
         #: What was committed since the file was opened is found again after a power cut.
         self._named = False
+        #: The name of its log is on disk.
+        self._log_named = False
         self.deleted = False
         self._rows_changed_before = 0
         self._ended = False
@@ -282,6 +284,10 @@ class Storage:
         """Gives back memory that the next turn takes again. The file stays open, and locked."""
         self._connection.rest()
 
+    def folder_was_synced(self) -> None:
+        """By somebody else, just now: what had a name by then is found again after a power cut."""
+        self._log_named = sqlite.wal_of(self._path).exists()
+
     def require_kept(self) -> None:
         """
         Raises:
@@ -311,7 +317,8 @@ class Storage:
         if not sqlite.is_logged(self._path):
             return  # nothing was written
         try:
-            sync_folder(self._path.parent)
+            if not self._log_named:
+                sync_folder(self._path.parent)
         except OSError as error:
             raise ObjectReset(self._object_key, f"commit failed: {error}") from error
         self._named, self._created = True, False

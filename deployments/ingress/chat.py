@@ -45,7 +45,7 @@ class NewQuestion(AnswerOptions):
     )
 
 
-def _question_or_chat(body: Any) -> NewQuestion | UIChat:
+def question_or_chat(body: Any) -> NewQuestion | UIChat:
     """Not a union of types, which would put its members' names into the name of the field that is at fault."""
     is_chat = isinstance(body, dict) and "messages" in body
     return UIChat.model_validate(body) if is_chat else NewQuestion.model_validate(body)
@@ -54,7 +54,7 @@ def _question_or_chat(body: Any) -> NewQuestion | UIChat:
 #: `useChat` has a body of its own.
 QuestionOrChat = Annotated[
     NewQuestion | UIChat,
-    PlainValidator(_question_or_chat, json_schema_input_type=NewQuestion | UIChat),
+    PlainValidator(question_or_chat, json_schema_input_type=NewQuestion | UIChat),
     fastapi.Body(),
 ]
 

@@ -1,13 +1,15 @@
 """Which routes are asked so often that FastAPI's way to their handlers is too long?
 
-A check of a bucket, and a session's messages, added and read. FastAPI goes through its middleware and all routes, and
-then takes longer to find out what a handler takes than the handler does. `HotApp` leads to the same handlers, behind
-the same `Access`, with the same types of fields and the same problems. What it does not know, such as another kind of
-body or an unusual query, goes FastAPI's way, which also describes these routes.
+A check of a bucket, a session's messages, added and read, and a question, whose first word somebody waits for. FastAPI
+goes through its middleware and all routes, and then takes longer to find out what a handler takes than the handler
+does. `HotApp` leads to the same handlers, behind the same `Access`, with the same types of fields and the same
+problems. What it does not know, such as another kind of body or an unusual query, goes FastAPI's way, which also
+describes these routes.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -20,13 +22,14 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from deployments.errors import BodyTooLarge
-from deployments.ingress import ratelimit, sessions
+from deployments.ingress import chat, ratelimit, sessions
 from deployments.ingress.access import Guard, guard_of
 from deployments.ingress.body_limit import CountedBody, declares_more
 from deployments.ingress.idempotency import key_of
 from deployments.ingress.rate_limit_fields import add_limits
 from deployments.keyring import Principal
 
+Body = TypeVar("Body")
 Model = TypeVar("Model", bound=BaseModel)
 
 #: Reads what the handler takes, and calls it.
@@ -109,6 +112,7 @@ def install(app: HotApp, body_bytes_max: int) -> None:
     messages = "/chat/sessions/{session_id}/messages"
     app.hot = (
         HotRoute("POST", "/ratelimit/check", _NO_QUERY, guard_of(ratelimit.router, ratelimit.check), _check),
+        HotRoute("POST", "/chat", _NO_QUERY, guard_of(chat.router, chat.answer), _chat),
         HotRoute("POST", messages, _NO_QUERY, guard_of(sessions.router, sessions.append), _append),
         HotRoute("GET", messages, _LIMIT, guard_of(sessions.router, sessions.history), _history),
     )
@@ -119,15 +123,17 @@ def install(app: HotApp, body_bytes_max: int) -> None:
 async def _check(request: Request, caller: Principal) -> Response:
     content = await request.body()
     found = _parsed(content) if content else None
-    body = None if found is None else _validated(ratelimit.Check, found)
+    body = None if found is None else _validated(_as(ratelimit.Check), found)
     return await ratelimit.check(request, caller, body)
 
 
+async def _chat(request: Request, caller: Principal) -> Response:
+    body = _validated(chat.question_or_chat, await _required(request))
+    return await chat.answer(request, caller, body, key_of(request))
+
+
 async def _append(request: Request, caller: Principal) -> Response:
-    content = await request.body()
-    if not content:
-        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
-    body = _validated(sessions.NewMessage, _parsed(content))
+    body = _validated(_as(sessions.NewMessage), await _required(request))
     return await sessions.append(request, caller, request.path_params["session_id"], body, key_of(request))
 
 
@@ -145,6 +151,14 @@ def _is_json(scope: Scope) -> bool:
     return any(name == b"content-type" and value == _JSON for name, value in scope["headers"])
 
 
+async def _required(request: Request) -> Any:
+    """JSON that has to be there. Refuses as FastAPI does."""
+    content = await request.body()
+    if not content:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
+    return _parsed(content)
+
+
 def _parsed(content: bytes) -> Any:
     """JSON. Refuses as FastAPI does."""
     try:
@@ -156,10 +170,14 @@ def _parsed(content: bytes) -> Any:
         raise HTTPException(400, "There was an error parsing the body") from error
 
 
-def _validated(model: type[Model], found: Any) -> Model:
+def _as(model: type[Model]) -> Callable[[Any], Model]:
+    return functools.partial(model.model_validate, from_attributes=True)
+
+
+def _validated(validate: Callable[[Any], Body], found: Any) -> Body:
     """The same."""
     try:
-        return model.model_validate(found, from_attributes=True)
+        return validate(found)
     except ValidationError as error:
         problems: list[Any] = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
         raise RequestValidationError(problems) from error

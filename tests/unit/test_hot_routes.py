@@ -26,6 +26,7 @@ JSON = {"content-type": "application/json"}
 KEY = {"authorization": "Bearer sk-acme"}
 CONFIG = ServiceConfig(limits=RequestLimits(body_bytes_max=4096, message_chars_max=100))
 GOOD = '{"role": "user", "content": "hello"}'
+QUESTION = '{"message": "hello", "stream": false}'
 
 
 class Asked:
@@ -115,6 +116,21 @@ async def pair(
         ("POST", f"/chat/sessions/s{'1' * 32}/messages", GOOD, None),
         ("POST", "/chat/sessions/none/messages", GOOD, None),
         ("POST", "/chat/sessions/a%2Fb/messages", GOOD, None),
+        ("POST", "/chat", None, None),
+        ("POST", "/chat", "null", None),
+        ("POST", "/chat", "[]", None),
+        ("POST", "/chat", "{", None),
+        ("POST", "/chat", "{}", None),
+        ("POST", "/chat", QUESTION, {"authorization": "Bearer nobody"}),
+        ("POST", "/chat", QUESTION, {"idempotency-key": '"'}),
+        ("POST", "/chat", '{"message": 1}', None),
+        ("POST", "/chat", '{"message": "hello", "massage": 1}', None),
+        ("POST", "/chat", '{"message": "%s"}' % ("x" * 101), None),
+        ("POST", "/chat", '{"message": "\\ud800"}', None),
+        ("POST", "/chat", '{"message": "hello", "options": {"stop": [1]}}', None),
+        ("POST", "/chat", '{"messages": [{"role": "user"}]}', None),
+        ("POST", "/chat", QUESTION, {"accept": "application/vnd.ai-sdk.ui-message-stream"}),
+        ("POST", "/chat?format=events", '{"message": 1}', None),
         ("PUT", MESSAGES, GOOD, None),
         ("GET", MESSAGES, None, None),
         ("GET", f"{MESSAGES}?limit=1", None, None),
@@ -150,7 +166,8 @@ async def test_a_refused_body_is_charged_once(pair: tuple[Asked, Asked]) -> None
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/ratelimit/check"), ("POST", MESSAGES), ("GET", f"{MESSAGES}?limit=50")]
+    ("method", "path"),
+    [("POST", "/ratelimit/check"), ("POST", "/chat"), ("POST", MESSAGES), ("GET", f"{MESSAGES}?limit=50")],
 )
 def test_the_usual_request_takes_the_short_way(apps: tuple[HotApp, HotApp], method: str, path: str) -> None:
     path, _, query = path.partition("?")
