@@ -303,7 +303,7 @@ class ObjectHost:
         """
         self._forget_late()
         left = self._residents.evict_idle(self._settings.idle_after_s, math.inf)
-        self._residents.rest_unused(self._sweep_pause_s, math.inf)
+        self._residents.rest_unused(self._settings.rest_after_s, math.inf)
         return left
 
     @property
@@ -333,7 +333,7 @@ class ObjectHost:
             # Each file that is closed is written to, and synced: a thousand at once would take the loop for seconds.
             left = self._residents.evict_idle(self._settings.idle_after_s, slice_s)
             left_s = begun_s + slice_s - self._clock.monotonic()
-            goes_on = self._residents.rest_unused(self._sweep_pause_s, left_s) or left > 0
+            goes_on = self._residents.rest_unused(self._settings.rest_after_s, left_s) or left > 0
             if self._spares is not None and not goes_on:
                 self._spares.refill()
         finally:

@@ -15,6 +15,8 @@ class HostSettings:
     slots: int = 256
     #: An object that had no turn for so long hibernates.
     idle_after_s: float = 10.0
+    #: One that had none for so long gives back memory before. Who is used again and again is not to pay for that.
+    rest_after_s: float = 5.0
     #: Objects open at once; each takes two file descriptors and about 100 kB, or 60 kB while it is at rest. The least
     #: recently used leave first.
     resident_objects_max: int = 1000

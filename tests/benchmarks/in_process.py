@@ -114,7 +114,7 @@ async def _measure_rest(data_dir: Path, sessions: int) -> dict[str, list[float]]
     """What each further session adds to a host that has some which are used, and many more which are not just then."""
     sqlite_memory.take_little()
     clock = ManualClock()
-    settings = HostSettings(resident_objects_max=sessions, idle_after_s=sessions * REST_S)
+    settings = HostSettings(resident_objects_max=sessions, idle_after_s=sessions * REST_S, rest_after_s=REST_S)
     objects = LocalBackend(data_dir, [ChatSession], settings=settings, clock=clock, keeps_time=False)
     try:
         before = 0
