@@ -46,13 +46,16 @@ class SessionRow:
         return bool(self._sql("SELECT 1 FROM session"))
 
     def expires_at(self) -> float | None:
-        rows = self._sql("SELECT last_active_at + ttl_s FROM session")
-        return float(rows[0][0]) if rows and rows[0][0] is not None else None
+        return next((expires_at for expires_at, _, _ in self._times()), None)
 
     def next_due_at(self) -> float | None:
         """When it expires, or makes its entry in the listing."""
-        rows = self._sql("SELECT last_active_at + ttl_s, enlist_at FROM session")
-        return min((float(time) for row in rows for time in row if time is not None), default=None)
+        return min((time for row in self._times() for time in row[:2] if time is not None), default=None)
+
+    def _times(self) -> list[tuple[float | None, float | None, bool]]:
+        """Of the row, if there is one: when it expires, when it makes its entry, and whether it is being copied."""
+        # One statement for all that looks: each has to be prepared in a session that was just opened.
+        return self._sql("SELECT last_active_at + ttl_s, enlist_at, copying IS NOT NULL FROM session")
 
     def is_over(self) -> bool:
         expires_at = self.expires_at()
@@ -63,9 +66,10 @@ class SessionRow:
         Raises:
             ObjectNotFound: it is not there for its users.
         """
-        rows = self._sql("SELECT last_active_at + ttl_s FROM session WHERE copying IS NULL")
-        if not rows or (rows[0][0] is not None and self._clock.now() >= rows[0][0]):
-            raise ObjectNotFound(str(self._id))
+        for expires_at, _, is_copying in self._times():
+            if not is_copying and (expires_at is None or self._clock.now() < expires_at):
+                return
+        raise ObjectNotFound(str(self._id))
 
     # -- making and changing it
 
@@ -88,7 +92,7 @@ class SessionRow:
 
     def is_listed(self) -> bool:
         """It has no entry in the listing to make."""
-        return self._sql("SELECT enlist_at FROM session") == [(None,)]
+        return [enlist_at for _, enlist_at, _ in self._times()] == [None]
 
     def enlist_at(self, time: float | None) -> None:
         """Has it make its entry then; None: it has one."""

@@ -66,14 +66,20 @@ class TurnClaims:
             # Somebody is there to run it when its time comes.
             self._turns.set_due(turn_id, now + LEASE_S)
             return None
-        if turn.attempt == 0 and not self._take_in(turn_id, turn, now):
-            return None
+        # The message itself may leave while the turn runs, when there are too many.
+        asked = (turn.message_id, turn.message, turn.replaces)
+        if turn.attempt == 0:
+            taken = self._take_in(turn_id, turn, now)
+            if taken is None:
+                return None
+            asked = taken
         self._sql(
             "UPDATE turn SET status = 'in_progress', runner = ?, attempt = attempt + 1, offers = 0, due_at = ?,"
-            " started_at = ifnull(started_at, ?) WHERE id = ?",
+            " started_at = ifnull(started_at, ?), message_id = ?, message = ?, replaces = ? WHERE id = ?",
             runner,
             now + LEASE_S,
             now,
+            *asked,
             turn_id,
         )
         self._plan()
@@ -83,14 +89,17 @@ class TurnClaims:
         # One statement for all that is done with it: in a session that was just opened each has to be prepared.
         return _Turn(*self._turns.get(turn_id, ", ".join(_Turn._fields)))
 
-    def _take_in(self, turn_id: str, turn: _Turn, now: float) -> bool:
-        """Puts the question into the history. False: it was to replace one that has gone meanwhile, and has failed."""
+    def _take_in(self, turn_id: str, turn: _Turn, now: float) -> tuple[int, str, int | None] | None:
+        """Puts the question into the history. None: it was to replace one that has gone meanwhile, and has failed.
+
+        Returns the number that it has there, what it says, and which message gives way to it.
+        """
         message, replaces = turn.message, turn.replaces
         if message is None or replaces is not None:
             replaced = self._messages.question(replaces)
             if replaced is None:
                 self._ending.end(turn_id, "failed", error=_QUESTION_GONE)
-                return False
+                return None
             replaces = replaced[0]
             self._messages.give_way(replaces, turn_id)
             message = replaced[1] if message is None else message
@@ -107,17 +116,9 @@ class TurnClaims:
             self._messages.drop_results(results_of)
         self._messages.extend(led_by, now, turn_id=turn_id)
         message_id = self._messages.add(role, message, now, data=data, turn_id=turn_id)
-        # The message itself may leave while the turn runs, when there are too many.
-        self._sql(
-            "UPDATE turn SET message_id = ?, message = ?, replaces = ? WHERE id = ?",
-            message_id,
-            message,
-            replaces,
-            turn_id,
-        )
         self._row.recount()
         self._row.touch()
-        return True
+        return message_id, message, replaces
 
     def _claim(self, turn_id: str) -> Claim:
         turn = self._get(turn_id)

@@ -105,9 +105,9 @@ class TurnRows:
 
     def begun_as(self, turn_id: str, key: str | None) -> tuple[str, bytes] | None:
         """The turn that has this id, or else this key, and what it was asked, as a digest."""
-        rows = self._sql(
-            "SELECT id, fingerprint FROM turn WHERE id = ? OR key = ? ORDER BY id = ? DESC", turn_id, key, turn_id
-        )
+        rows = self._sql("SELECT id, fingerprint FROM turn WHERE id = ?", turn_id)
+        if not rows and key is not None:
+            rows = self._sql("SELECT id, fingerprint FROM turn WHERE key = ?", key)
         return cast("tuple[str, bytes]", rows[0]) if rows else None
 
     def asked_as(self, key: str) -> int | None:
