@@ -36,9 +36,9 @@ WITHOUT_SERVICE = {"objects", "embedding"}
 def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterator[Row | Skipped]:
     if "objects" in sections:
         yield from in_process.measure(1_000 if quick else 10_000, 2 if quick else 5)
-        yield from idle.measure(1_000 if quick else 10_000, 3 if quick else 12)
+        yield from idle.measure(1_000 if quick else 10_000, 2 if quick else 12)
     if "embedding" in sections:
-        yield from embedding.measure(*((40, 2) if quick else (400, 5)))
+        yield from embedding.measure(*((20, 1) if quick else (400, 5)))
     if not set(sections) - WITHOUT_SERVICE:
         return
     sessions = 1_000 if quick else 10_000
@@ -50,10 +50,9 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterato
         try:
             # First: for a while after the others, what they have used goes to sleep.
             if "chat" in sections:
-                yield from chat.first_token(service.url, KEY, 10 if quick else 60)
-                yield from chat.throughput(service.url, KEY, 1 if quick else 10)
+                yield from chat.measure(service.url, KEY, quick=quick)
             if "stubs" in sections:
-                yield from over_stubs.measure(service, sessions, 2 if quick else 10)
+                yield from over_stubs.measure(service, sessions, 1 if quick else 10)
             if "http" in sections:
                 yield from over_http.measure(service, KEY, over_http.QUICK if quick else over_http.WHOLE, peers_dir)
             if "limits" in sections:
@@ -66,7 +65,7 @@ def measure(*, quick: bool, sections: Sequence[str], peers_dir: Path) -> Iterato
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer measurements, in a few minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer measurements, in three minutes")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="this part alone; may be given repeatedly")
     parser.add_argument("--peers", type=Path, default=PEERS_DIR, metavar="FOLDER", help="where other runtimes are kept")
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the table there, as Markdown")

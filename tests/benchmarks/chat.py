@@ -25,6 +25,7 @@ FIRST_TOKEN_MORE_S: Final = 0.015
 TOKENS_RATIO: Final = 0.95
 SHORT_TOKENS: Final = 16
 LONG_TOKENS: Final = 192
+SHORTER_TOKENS: Final = 64
 AT_ONCE: Final = 4
 #: Between two answers: the last words of the one before are still being written down.
 PAUSE_S: Final = 0.1
@@ -82,13 +83,19 @@ class Service:
         )
 
 
-def first_token(url: str, key: str, rounds: int) -> list[Row]:
-    """Seconds until the first text of an answer, one question at a time."""
+def measure(url: str, key: str, *, quick: bool) -> Iterator[Row]:
     service = Service(url, key)
+    with _model() as model:
+        yield from _first_token(service, model, 6 if quick else 100)
+        yield from _throughput(service, model, *((1, SHORTER_TOKENS) if quick else (10, LONG_TOKENS)))
+
+
+def _first_token(service: Service, model: DirectModel, rounds: int) -> list[Row]:
+    """Seconds until the first text of an answer, one question at a time."""
     bare: list[float] = []
     known: list[float] = []
     new: list[float] = []
-    with _model() as model, model.connect() as direct, service.connect() as ours:
+    with model.connect() as direct, service.connect() as ours:
         for number in range(rounds):
             # In turns, and each way first as often as the others.
             for turn in range(3):
@@ -108,20 +115,19 @@ def first_token(url: str, key: str, rounds: int) -> list[Row]:
     ]
 
 
-def throughput(url: str, key: str, rounds: int) -> list[Row]:
+def _throughput(service: Service, model: DirectModel, rounds: int, tokens: int) -> list[Row]:
     """Tokens a second of several answers at once."""
-    service = Service(url, key)
     bare: list[float] = []
     through: list[float] = []
-    with _model() as model, ThreadPoolExecutor(AT_ONCE) as threads, contextlib.ExitStack() as stack:
+    with ThreadPoolExecutor(AT_ONCE) as threads, contextlib.ExitStack() as stack:
         direct = [stack.enter_context(model.connect()) for _ in range(AT_ONCE)]
         ours = [stack.enter_context(service.connect()) for _ in range(AT_ONCE)]
 
         def ask_model(client: StreamClient, question: str) -> Streamed:
-            return model.ask(client, question, LONG_TOKENS)
+            return model.ask(client, question, tokens)
 
         def ask_service(client: StreamClient, question: str) -> Streamed:
-            return service.ask(client, question, LONG_TOKENS, None)
+            return service.ask(client, question, tokens, None)
 
         for number in range(2 * rounds):
             is_direct = number % 4 in (0, 3)

@@ -20,11 +20,12 @@ from tests.integration.conftest import Service
 KEY: Final = "sk-flooded"
 HONEST: Final = "honest"
 CLIENTS: Final = 20_000
-CLIENTS_QUICK: Final = 1_500
+CLIENTS_QUICK: Final = 500
 #: New clients a second, each of which gets a database of its own.
 FLOOD_RATE: Final = 100
 HONEST_RATE: Final = 50
 QUIET_S: Final = 10.0
+QUIET_QUICK_S: Final = 5.0
 SLOWDOWN_MAX: Final = 2.0
 #: Whose memory is looked at, by names of processes, and by how many MiB it may grow.
 MEMORY_OF: Final = {
@@ -33,14 +34,14 @@ MEMORY_OF: Final = {
     "ray::ObjectHost": ("the hosts", 400),
 }
 ROUNDS: Final = 4
-ROUNDS_QUICK: Final = 2
+ROUNDS_QUICK: Final = 1
 #: Between a flood and the quiet after it.
 SETTLES_S: Final = 2.0
 
 
 def honest_client(service: Service, *, quick: bool) -> list[Row]:
     """The honest client's times in quiet and in the flood, and what the flood leaves behind."""
-    clients, rounds = (CLIENTS_QUICK, ROUNDS_QUICK) if quick else (CLIENTS, ROUNDS)
+    clients, rounds, quiet_s = (CLIENTS_QUICK, ROUNDS_QUICK, QUIET_QUICK_S) if quick else (CLIENTS, ROUNDS, QUIET_S)
     memory_mib = {name: _resident_mib(service, name) for name in MEMORY_OF}
     processes, files = len(service.processes()), _files(service)
     quiet: list[float] = []
@@ -48,8 +49,8 @@ def honest_client(service: Service, *, quick: bool) -> list[Row]:
     put_off: list[str] = []
     for number in range(rounds):
         share = range(number * clients // rounds, (number + 1) * clients // rounds)
-        quiet.append(asyncio.run(_beside(service.url, [], put_off)))
-        flooded.append(asyncio.run(_beside(service.url, share, put_off)))
+        quiet.append(asyncio.run(_beside(service.url, [], put_off, quiet_s)))
+        flooded.append(asyncio.run(_beside(service.url, share, put_off, quiet_s)))
         time.sleep(SETTLES_S)
     ratio = sorted(flooded)[rounds // 2] / sorted(quiet)[rounds // 2]
     more_processes, more_files = len(service.processes()) - processes, _files(service) - files
@@ -94,7 +95,7 @@ def _left_behind(what: str, before: float, more: float, unit: str, most: float) 
     )
 
 
-async def _beside(url: str, strangers: Iterable[int], put_off: list[str]) -> float:
+async def _beside(url: str, strangers: Iterable[int], put_off: list[str], at_least_s: float) -> float:
     """The 99th percentile of the honest client's times, while each of the strangers sends one request.
 
     Those of them that are asked to come later are added to `put_off`.
@@ -124,7 +125,7 @@ async def _beside(url: str, strangers: Iterable[int], put_off: list[str]) -> flo
                     requests.create_task(_noted(request(client), times_s))
 
         async def honest() -> None:
-            least = int(QUIET_S * HONEST_RATE)
+            least = int(at_least_s * HONEST_RATE)
 
             def until_the_flood_is_over() -> Iterable[str]:
                 number = 0

@@ -19,7 +19,7 @@ CAPACITY: Final = 100.0
 REFILL_PER_SECOND: Final = 50.0
 CLIENTS: Final = 50
 FOR_S: Final = 20.0
-FOR_QUICK_S: Final = 8.0
+FOR_QUICK_S: Final = 5.0
 
 
 def accuracy(service: Service, *, quick: bool) -> list[Row]:
