@@ -9,6 +9,7 @@ import functools
 import os
 
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
 
 import actors
 from actors import ChatSession, Directory, DocumentIndex, KeyValue, LimitNews, TokenBucket, TokenUsage, TurnQueue
@@ -84,7 +85,10 @@ def build(
     search = SearchDeployment.bind(connect=connect, retrieval=retrieval, embedding=embedding, vectors=vectors)
     ingest = IngestDeployment.bind(connect=connect, limits=extraction, embedding=embedding, vectors=vectors)
     chat = ChatDeployment.bind(config=config, connect=connect, tenants=tenants, model=model, search=search)
-    application: Application = IngressDeployment.options(num_replicas=config.http.replicas).bind(
+    ingress = IngressDeployment.options(
+        num_replicas=config.http.replicas, logging_config=LoggingConfig(enable_access_log=config.http.access_log)
+    )
+    application: Application = ingress.bind(
         config=config,
         tenants=tenants,
         connect=connect,

@@ -40,6 +40,7 @@ class HttpConfig(Config):
     client_ip_header: str | None = None
     trusted_proxies: Annotated[tuple[Network, ...], Field(strict=False, max_length=256)] = ()
     replicas: int = Field(default=1, ge=1, le=1_000)
+    access_log: bool = False
 
     @field_validator("host")
     @classmethod

@@ -28,6 +28,7 @@ def main(replicas: int) -> None:
     os.environ.update(FAST_HTTP_FLAGS)  # before Serve is imported, which reads them then
     import ray
     from ray import serve
+    from ray.serve.schema import LoggingConfig
 
     from deployments.ingress.deployment import REQUESTS_AT_ONCE_MAX
 
@@ -40,6 +41,7 @@ def main(replicas: int) -> None:
         num_replicas=replicas,
         max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
         ray_actor_options={"num_cpus": 0.1},
+        logging_config=LoggingConfig(enable_access_log=False),
     )(serve.ingress(api)(Bare))
     serve.run(bare.bind(), name="bare", route_prefix=PREFIX)
 
