@@ -1,13 +1,14 @@
-"""Does what the configuration says of objects reach their hosts?"""
+"""Does what the configuration says reach the objects' hosts and the processes that take requests?"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from actors.runtime.host_settings import HostSettings
-from configs.service import ObjectsConfig, ServiceConfig
+from configs.service import HttpConfig, ObjectsConfig, ServiceConfig
 
 # Serve's own use of pydantic.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on .Field.:DeprecationWarning")
@@ -33,3 +34,14 @@ def test_the_defaults_of_configuration_and_hosts_are_the_same() -> None:
     shared = settings.keys() & defaults.keys()
     assert "slow_turn_ms" in shared
     assert {name: settings[name] for name in shared} == {name: defaults[name] for name in shared}
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_requests_are_logged_only_where_the_configuration_says_so(wanted: bool) -> None:
+    from serve_app import build
+
+    application: Any = build(ServiceConfig(http=HttpConfig(access_log=wanted)), {}, (), None)
+
+    logging_config = application._bound_deployment._deployment_config.logging_config
+    assert logging_config["enable_access_log"] is wanted
+    assert HttpConfig().access_log is False

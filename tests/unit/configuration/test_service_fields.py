@@ -26,6 +26,8 @@ from tests.unit.configuration.workspace import Workspace
         ("http.port", True),
         ("http.client_ip_header", "X Forwarded"),
         ("http.client_ip_header", ""),
+        ("http.access_log", "yes"),
+        ("http.access_log", 1),
         ("data_dir", ""),
         ("data_dir", 5),
         ("data_dir", None),
