@@ -29,7 +29,7 @@ from tests.conformance.support import call_of, outcomes_of
 from tests.objects import Notebook, Refusal
 
 #: Room for all that may have an alarm, and not for all.
-SETTINGS = HostSettings(slots=2, resident_objects_max=4, idle_after_s=10.0)
+SETTINGS = HostSettings(slots=2, resident_objects_max=4, idle_after_s=10.0, rest_after_s=1.0)
 ALARMED = st.sampled_from(["a", "b", "A"])
 NAMES = st.sampled_from(["a", "b", "A", "a:b", "ö", "%"])
 TEXTS = st.text("xyz", min_size=1, max_size=3)

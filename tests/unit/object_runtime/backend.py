@@ -14,7 +14,12 @@ from actors.runtime.host_settings import HostSettings
 from tests.objects import Ledger, Notebook
 
 SETTINGS = HostSettings(
-    slots=4, idle_after_s=10.0, resident_objects_max=8, mailbox_calls_max=1000, mailbox_bytes_max=4_000_000
+    slots=4,
+    idle_after_s=10.0,
+    rest_after_s=1.0,
+    resident_objects_max=8,
+    mailbox_calls_max=1000,
+    mailbox_bytes_max=4_000_000,
 )
 
 
