@@ -62,6 +62,13 @@ def cluster_of(config: ServiceConfig, tenants: dict[str, TenantConfig], history:
     )
 
 
+def _log_of_requests(wanted: bool) -> LoggingConfig:
+    """Whether Serve makes each request a line in its log. Where not, it logs warnings and errors alone: else it makes
+    the line all the same, and drops it.
+    """
+    return LoggingConfig(enable_access_log=wanted, log_level="INFO" if wanted else "WARNING")
+
+
 def build(
     config: ServiceConfig,
     tenants: dict[str, TenantConfig],
@@ -86,7 +93,7 @@ def build(
     ingest = IngestDeployment.bind(connect=connect, limits=extraction, embedding=embedding, vectors=vectors)
     chat = ChatDeployment.bind(config=config, connect=connect, tenants=tenants, model=model, search=search)
     ingress = IngressDeployment.options(
-        num_replicas=config.http.replicas, logging_config=LoggingConfig(enable_access_log=config.http.access_log)
+        num_replicas=config.http.replicas, logging_config=_log_of_requests(config.http.access_log)
     )
     application: Application = ingress.bind(
         config=config,

@@ -28,6 +28,9 @@ FAST_HTTP_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Else a replica keeps what it logs, errors and what administrators did among it, until there are 1000 lines.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        # Else HAProxy sends a line about each request to a process that parses and counts it, by application alone.
+        # This way the replica that answers counts it, by its route.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # Else replicas believe, before this service is asked, whatever X-Forwarded-For says of the client.
         "FORWARDED_ALLOW_IPS": "",
     }
@@ -36,6 +39,10 @@ FAST_HTTP_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
 # Serve's defaults, named because the shim has to find them in the file that Serve writes.
 STATS_PORT: Final = 8404
 METRICS_PORT: Final = 9101
+#: Where Serve's default has HAProxy send a line about each request. Whoever names another listens there.
+LOG_TARGET: Final = "127.0.0.1:514"
+#: Serve's default number.
+HAPROXY_THREADS_MAX: Final = 4
 
 # HAProxy refuses longer paths for its sockets: 107 bytes, less what it appends while it renames a new socket in place.
 MAX_SOCKET_PATH_BYTES: Final = 97
@@ -70,12 +77,13 @@ def client_environment(ray_address: str) -> dict[str, str]:
     return {"RAY_ADDRESS": ray_address, "RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str, str]:
+def fast_http_environment(*, runtime_dir: Path, fallback_port: int, cores: int) -> dict[str, str]:
     """The variables to set before `ray.serve` is imported.
 
     Args:
         runtime_dir: A directory of this service alone, short enough by `fits_sockets`, readable by its user only.
         fallback_port: A free port for the proxy behind HAProxy that answers while no replica does.
+        cores: Of this machine.
     """
     return {
         **FAST_HTTP_FLAGS,
@@ -89,6 +97,8 @@ def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str,
         "RAY_SERVE_HAPROXY_STATS_PORT": str(STATS_PORT),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(METRICS_PORT),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # More than there are cores only wake each other.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(cores, HAPROXY_THREADS_MAX)),
         # The 30 s default is for load balancers outside the cluster; here it would only make stopping take 30 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -107,7 +117,7 @@ def fast_http_environment(*, runtime_dir: Path, fallback_port: int) -> dict[str,
 
 def haproxy_shim(*, haproxy: Path, runtime_dir: Path) -> str:
     """A program for Serve to start in HAProxy's place, which takes the two side doors off the network, has HAProxy
-    tell who connects and which requests need no watching, and becomes it.
+    tell who connects and which requests need no watching, logs to nobody where nobody listens, and becomes it.
 
     Serve's template binds statistics and metrics to all interfaces, on ports that have no address setting and that two
     services would contend for. Here they become sockets that only the service's own user can open
@@ -129,6 +139,7 @@ done
 if [ -n "$config" ]; then
     sed -e 's|^\\( *bind \\)\\*:{STATS_PORT}$|\\1unix@'{stats}' mode 600|' \\
         -e 's|^\\( *bind \\):{METRICS_PORT}$|\\1unix@'{metrics}' mode 600|' \\
+        -e '/^ *log {re.escape(LOG_TARGET)} /d' \\
         -e '/^frontend http_frontend$/a\\    http-request set-header {PEER_HEADER} %[src]' \\
         -e '/^frontend http_frontend$/a\\    http-request set-header {UNWATCHED_HEADER} ?1 if {unwatched}' \\
         "$config" >"$config.closed"

@@ -220,7 +220,11 @@ class _Server:
         shim = runtime_dir / fast_http.SHIM_NAME
         shim.write_text(fast_http.haproxy_shim(haproxy=haproxy, runtime_dir=runtime_dir), encoding="utf-8")
         shim.chmod(0o700)
-        environ.update(fast_http.fast_http_environment(runtime_dir=runtime_dir, fallback_port=free_port()))
+        environ.update(
+            fast_http.fast_http_environment(
+                runtime_dir=runtime_dir, fallback_port=free_port(), cores=os.cpu_count() or 1
+            )
+        )
         _require_settings_read()
 
         with self._step("Ray"):

@@ -24,6 +24,8 @@ from deployments.model_client import ModelClient
 
 #: An open stream holds one for as long as it is open; Serve's own default is 5.
 REQUESTS_AT_ONCE_MAX = 500
+#: Made and not freed yet, beyond which a garbage collection is run.
+YOUNG_OBJECTS_MAX = 10_000
 
 
 class Ingress:
@@ -62,6 +64,8 @@ class Ingress:
         # It stays, and is much: no later collection needs to look through it.
         gc.collect()
         gc.freeze()
+        # What a request leaves behind is freed without: with the default of 700 objects each batch of them has one run.
+        gc.set_threshold(YOUNG_OBJECTS_MAX)
         return built
 
 

@@ -41,7 +41,7 @@ def main(replicas: int) -> None:
         num_replicas=replicas,
         max_ongoing_requests=REQUESTS_AT_ONCE_MAX,
         ray_actor_options={"num_cpus": 0.1},
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )(serve.ingress(api)(Bare))
     serve.run(bare.bind(), name="bare", route_prefix=PREFIX)
 

@@ -44,4 +44,5 @@ def test_requests_are_logged_only_where_the_configuration_says_so(wanted: bool) 
 
     logging_config = application._bound_deployment._deployment_config.logging_config
     assert logging_config["enable_access_log"] is wanted
+    assert logging_config["log_level"] == ("INFO" if wanted else "WARNING")
     assert HttpConfig().access_log is False

@@ -10,7 +10,12 @@ from ray._common import tls_utils
 
 from deployments import fast_http, loopback
 
-CONFIG = """frontend prometheus
+CONFIG = """global
+    log 127.0.0.1:514 local0 info
+    nbthread 2
+defaults
+    log global
+frontend prometheus
     bind :9101
     mode http
 frontend http_frontend
@@ -35,7 +40,7 @@ def test_statistics_and_metrics_become_sockets_and_haproxy_gets_its_own_argument
     assert ran.stdout == f"-db -f {file} -dR\n"
     assert file.read_text() == CONFIG.replace(":9101", f"unix@{tmp_path}/metrics.sock mode 600").replace(
         "*:8404", f"unix@{tmp_path}/stats.sock mode 600"
-    ).replace(
+    ).replace("    log 127.0.0.1:514 local0 info\n", "").replace(
         "frontend http_frontend\n",
         "frontend http_frontend\n    http-request set-header x-mobula-peer %[src]\n"
         "    http-request set-header x-request-disconnect-disabled ?1"
@@ -64,9 +69,14 @@ def test_an_http_port_open_to_all_is_left_as_configured(tmp_path: Path) -> None:
     assert "bind *:8000" in file.read_text()
 
 
+def test_haproxy_logs_where_somebody_has_named_a_place(tmp_path: Path) -> None:
+    _, file = start_shim(tmp_path, CONFIG.replace("127.0.0.1:514", "127.0.0.1:5140"))
+    assert "log 127.0.0.1:5140 local0 info" in file.read_text()
+
+
 def test_two_services_share_no_path_and_no_port() -> None:
-    one = fast_http.fast_http_environment(runtime_dir=Path("/nowhere/one"), fallback_port=1111)
-    two = fast_http.fast_http_environment(runtime_dir=Path("/nowhere/two"), fallback_port=2222)
+    one = fast_http.fast_http_environment(runtime_dir=Path("/nowhere/one"), fallback_port=1111, cores=2)
+    two = fast_http.fast_http_environment(runtime_dir=Path("/nowhere/two"), fallback_port=2222, cores=2)
     assert {name for name in one if one[name].startswith("/nowhere")} == {name for name in one if "/" in one[name]}
     same = {name for name in one if one[name] == two[name]}
     assert not [name for name in same if name.endswith(("_PATH", "_LOC", "_BASE", "_FILE", "PROXY_HTTP_PORT"))]
